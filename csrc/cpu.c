@@ -1,0 +1,54 @@
+// What this CPU and operating system offer, and what this build measures and reports. The answer of cpu_isa is read from the
+// baseline build, which holds no instruction that the question is about.
+#if defined(__x86_64__) || defined(__i386__)
+#include <cpuid.h>
+
+int64_t cpu_isa(void) {
+    unsigned a, b, c, d, lo, hi;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
+    int fma = c >> 12 & 1, osxsave = c >> 27 & 1, avx = c >> 28 & 1;
+    if (!fma || !osxsave || !avx) return 0;
+    __asm__("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));  // the registers that the operating system saves
+    (void)hi;
+    if ((lo & 0x06) != 0x06 || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b >> 5 & 1)) return 0;
+    int f = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1, vl = b >> 31 & 1;
+    return (lo & 0xe6) == 0xe6 && f && dq && bw && vl ? 2 : 1;
+}
+#else
+int64_t cpu_isa(void) { return 0; }
+#endif
+
+int64_t last_team(void) { return latest_team; }
+
+int64_t has_openmp(void) {
+#ifdef _OPENMP
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+// the tile of the GEMM without its memory: as many independent chains, each long enough to forget its start
+enum { CHAINS = VW == 16 ? 24 : VW == 8 ? 12 : 8, STEPS = 64 };
+
+int64_t peak_flops(void) { return 2 * (int64_t)CHAINS * STEPS * VW; }
+
+static __attribute__((noinline)) void fma_chains(float *out, int64_t steps) {
+    vf sum[CHAINS], x = vf_load(out), y = vf_load(out + VW);
+#pragma GCC unroll 24
+    for (int i = 0; i < CHAINS; i++) sum[i] = vf_set((float)i);
+    for (int64_t s = 0; s < steps; s++) {
+#pragma GCC unroll 24
+        for (int i = 0; i < CHAINS; i++) sum[i] = vf_fma(sum[i], x, y);
+    }
+#pragma GCC unroll 24
+    for (int i = 1; i < CHAINS; i++) sum[0] = vf_add(sum[0], sum[i]);
+    vf_store(out, sum[0]);
+}
+
+void peak_fma(float *out, int64_t rounds, int64_t NT) {
+    PARALLEL(NT) {
+        share(0);
+        fma_chains(out + 32 * rank(), rounds * STEPS);
+    }
+}

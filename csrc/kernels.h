@@ -1,0 +1,114 @@
+// The contracts of every kernel. No preprocessor lines: the C compiler, cffi and the tests read this file verbatim.
+//
+// Arguments: written | saved | read | weights | work | scratch | dims, NT | acc. const = read only. Matrices are row-major.
+// Dims are int64_t: B T N(=B*T) C OC F NH KVH HS V Vp maxT, R rows of logits held at once, P floats of a flat range, NT threads.
+// acc_x = 0: dx is overwritten and its old value never read, every element is defined afterwards; 1: dx is added to.
+// An op whose kernels take `scratch` has <op>_scratch(dims, NT): the floats that any of its kernels needs.
+//
+// Order of sums (same bits for any thread count, and for AVX2 and AVX-512):
+//   chain     one FMA chain over the ascending index, starting from 0 or from the old value (acc = 1)
+//   tree16    element i goes to lane i % 16, a chain of adds per lane; lanes combine +8, +4, +2, +1
+//   blocks    fixed blocks, partial sums combined in ascending order
+// The scalar build multiplies and adds with two roundings; it agrees within tolerance.
+
+// linear: out = inp weight^T + bias                                    parallel over tiles of out
+//   out (N,OC)  inp (N,C)  weight (OC,C)  bias (OC) or NULL            2 N C OC flops; chain over C, bias last
+void linear_forward(float *out, const float *inp, const float *weight, const float *bias,
+                    float *scratch, int64_t N, int64_t C, int64_t OC, int64_t NT);
+// dinp = dout weight, chain over OC; dweight = dout^T inp, chain over N; dbias = column sums of dout, chain of adds over N
+void linear_backward(float *dinp, float *dweight, float *dbias, const float *dout, const float *inp, const float *weight,
+                     float *scratch, int64_t N, int64_t C, int64_t OC, int64_t NT,
+                     int64_t acc_inp, int64_t acc_weight, int64_t acc_bias);
+int64_t linear_scratch(int64_t N, int64_t C, int64_t OC, int64_t NT);
+
+// layernorm: out = (inp - mean) * rstd * weight + bias, rstd = 1 / sqrt(variance + 1e-5)     parallel over N
+//   out,inp (N,C)  mean,rstd (N)  weight,bias (C)                      8 N C flops; row sums tree16
+void layernorm_forward(float *out, float *mean, float *rstd, const float *inp, const float *weight, const float *bias,
+                       int64_t N, int64_t C, int64_t NT);
+// dweight, dbias: blocks of 32 rows, a chain inside each
+void layernorm_backward(float *dinp, float *dweight, float *dbias, const float *dout, const float *mean, const float *rstd,
+                        const float *inp, const float *weight, float *scratch, int64_t N, int64_t C, int64_t NT,
+                        int64_t acc_inp, int64_t acc_weight, int64_t acc_bias);
+int64_t layernorm_scratch(int64_t N, int64_t C, int64_t NT);
+
+// embedding: out[n] = wte[tokens[n]] + wpe[n % T]                      parallel over N
+//   out (N,C)  tokens (N) in [0,Vp)  wte (Vp,C)  wpe (maxT,C), T <= maxT
+void embedding_forward(float *out, const int32_t *tokens, const float *wte, const float *wpe,
+                       int64_t N, int64_t T, int64_t C, int64_t Vp, int64_t maxT, int64_t NT);
+// dwte: chain of adds over ascending n, threads own channels; dwpe: chain of adds over ascending b
+void embedding_backward(float *dwte, float *dwpe, const float *dout, const int32_t *tokens,
+                        int64_t N, int64_t T, int64_t C, int64_t Vp, int64_t maxT, int64_t NT,
+                        int64_t acc_wte, int64_t acc_wpe);
+
+// gelu: out = inp * sigmoid(2 sqrt(2/pi) (inp + 0.044715 inp^3)), the tanh form of GPT-2       parallel over N C
+void gelu_forward(float *out, const float *inp, int64_t N, int64_t C, int64_t NT);
+void gelu_backward(float *dinp, const float *dout, const float *inp, int64_t N, int64_t C, int64_t NT, int64_t acc_inp);
+
+// residual: out = inp1 + inp2                                          parallel over N C
+void residual_forward(float *out, const float *inp1, const float *inp2, int64_t N, int64_t C, int64_t NT);
+void residual_backward(float *dinp1, float *dinp2, const float *dout, int64_t N, int64_t C, int64_t NT,
+                       int64_t acc_inp1, int64_t acc_inp2);
+
+// attention (flash, causal): per head out = softmax(q k^T / sqrt(HS)) v; query head h reads key/value head h / (NH / KVH)
+//   out (B*T, NH*HS)  lse (B,NH,T)  inp (B*T, (NH + 2*KVH)*HS): q heads | k heads | v heads
+//   p_drop (1), key_drop (1): each probability is kept with 1 - p_drop and scaled by 1 / (1 - p_drop); 0 costs nothing
+//   forward parallel over B NH and blocks of 64 queries, backward over B KVH; arXiv 2307.08691
+//   scores: chain over HS, then scaled; per row online softmax over ascending blocks of 192 keys: max, sum tree16;
+//   out: chain over ascending keys, rescaled at each block, divided by the sum at the end
+void attention_forward(float *out, float *lse, const float *inp, const float *p_drop, const int32_t *key_drop,
+                       float *scratch, int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t NT);
+// dq: chain over ascending keys; dk, dv: chain over the heads of the group, then ascending queries
+void attention_backward(float *dinp, const float *dout, const float *out, const float *lse, const float *inp,
+                        const float *p_drop, const int32_t *key_drop, float *scratch,
+                        int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t NT, int64_t acc_inp);
+int64_t attention_scratch(int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t NT);
+
+// attention_standard: the same function with its matrices kept: scores (B,NH,T,T) before and att (B,NH,T,T) after the
+//   softmax, 0 above the diagonal                                      parallel over B KVH
+void attention_standard_forward(float *out, float *scores, float *att, const float *inp,
+                                const float *p_drop, const int32_t *key_drop, float *scratch,
+                                int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t NT);
+void attention_standard_backward(float *dinp, const float *dout, const float *out, const float *att, const float *inp,
+                                 const float *p_drop, const int32_t *key_drop, float *scratch,
+                                 int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t NT, int64_t acc_inp);
+int64_t attention_standard_scratch(int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t NT);
+
+// classifier: losses = log sum exp(logits) - logits[target], logits = inp weight^T, over the first V of Vp columns
+//   losses,lse (N)  inp (N,C)  targets (N) in [-1,V), -1 = ignored: loss 0, no gradient  weight (Vp,C)
+//   logits (R,Vp): the rows of one chunk   held (1): rows of logits that are those of inp now, N after forward if N <= R, else 0
+//   per row: blocks of 192 columns, max, sum tree16; chunks of R rows change no bit
+void classifier_forward(float *losses, float *lse, const float *inp, const int32_t *targets, const float *weight,
+                        float *logits, int32_t *held, float *scratch,
+                        int64_t N, int64_t C, int64_t V, int64_t Vp, int64_t R, int64_t NT);
+// dlogits = (softmax - onehot) * dlosses; dinp = dlogits weight, chain over Vp; dweight = dlogits^T inp, chain over N
+void classifier_backward(float *dinp, float *dweight, const float *dlosses, const float *lse, const float *inp,
+                         const int32_t *targets, const float *weight, float *logits, int32_t *held, float *scratch,
+                         int64_t N, int64_t C, int64_t V, int64_t Vp, int64_t R, int64_t NT,
+                         int64_t acc_inp, int64_t acc_weight);
+// forward and backward with one visit of each chunk
+void classifier_train(float *losses, float *dinp, float *dweight, float *lse, const float *dlosses, const float *inp,
+                      const int32_t *targets, const float *weight, float *logits, int32_t *held, float *scratch,
+                      int64_t N, int64_t C, int64_t V, int64_t Vp, int64_t R, int64_t NT,
+                      int64_t acc_inp, int64_t acc_weight);
+int64_t classifier_scratch(int64_t N, int64_t C, int64_t V, int64_t Vp, int64_t R, int64_t NT);
+
+// grad_norm: norm = sqrt(sum of grads^2)                               parallel over blocks
+//   blocks of 65536 floats; inside, tree16 over runs of 4096, added in double
+void grad_norm(float *norm, const float *grads, float *scratch, int64_t P, int64_t NT);
+int64_t grad_norm_scratch(int64_t P, int64_t NT);
+
+// adamw: g = grads * grad_scale; m += (1 - beta1)(g - m); v += (1 - beta2)(g^2 - v);
+//   params -= lr (m / correction1 / (sqrt(v / correction2) + eps) + weight_decay params)       parallel over P
+//   correction = 1 - beta^t; arXiv 1711.05101
+void adamw(float *params, float *m, float *v, const float *grads, const float *lr, const float *beta1, const float *beta2,
+           const float *eps, const float *weight_decay, const float *correction1, const float *correction2,
+           const float *grad_scale, int64_t P, int64_t NT);
+
+// What the machine and this build are. last_team: threads that worked in the latest parallel kernel of this build.
+// peak_fma: `rounds` rounds of peak_flops() flops per thread, independent FMAs in registers; out (32*NT), zeros to start.
+int64_t last_team(void);
+int64_t has_openmp(void);
+void peak_fma(float *out, int64_t rounds, int64_t NT);
+int64_t peak_flops(void);
+// cpu_isa: the best instruction set that both the CPU and the operating system offer: 0 scalar, 1 avx2+fma, 2 avx512.
+int64_t cpu_isa(void);

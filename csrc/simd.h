@@ -1,0 +1,272 @@
+// The only file that names __m256 and __m512. Two vector types, and nothing else about the instruction set:
+//   vf   one register of VW floats (16, 8 or 1), for the GEMM tiles
+//   v16  sixteen floats whatever the registers: every row loop and every reduction uses it, so that the order of a
+//        sum does not depend on the width (kernels.h, tree16). x86 widths fuse multiply and add, width 1 rounds twice.
+// Partial vectors (n < 16) load zeros and store nothing beyond n.
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+#if defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+// dst[c][r] = src[r][c] for an 8x8 block; stores in ascending order, so that rows of dst may overlap the next (gemm.c)
+INLINE void transpose8(float *dst, int64_t dst_stride, const float *src, int64_t src_stride) {
+    __m256 r[8], t[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_ps(src + i * src_stride);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+        r[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
+        r[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
+        r[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
+        r[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) _mm256_storeu_ps(dst + i * dst_stride, _mm256_permute2f128_ps(r[i], r[4 + i], 0x20));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) _mm256_storeu_ps(dst + (4 + i) * dst_stride, _mm256_permute2f128_ps(r[i], r[4 + i], 0x31));
+}
+#endif
+
+#if defined(__AVX512F__)
+
+#define VW 16
+typedef __m512 vf;
+INLINE vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
+INLINE void vf_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
+INLINE vf vf_set(float x) { return _mm512_set1_ps(x); }
+INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
+INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE void prefetch_write(const float *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+
+typedef __m512 v16;
+INLINE __mmask16 v16_mask(int64_t n) { return (__mmask16)(n >= 16 ? 0xFFFF : (1u << n) - 1); }
+INLINE v16 v16_load(const float *p) { return _mm512_loadu_ps(p); }
+INLINE v16 v16_load_n(const float *p, int64_t n) { return _mm512_maskz_loadu_ps(v16_mask(n), p); }
+INLINE void v16_store(float *p, v16 a) { _mm512_storeu_ps(p, a); }
+INLINE void v16_store_n(float *p, v16 a, int64_t n) { _mm512_mask_storeu_ps(p, v16_mask(n), a); }
+INLINE v16 v16_set(float x) { return _mm512_set1_ps(x); }
+INLINE v16 v16_add(v16 a, v16 b) { return _mm512_add_ps(a, b); }
+INLINE v16 v16_sub(v16 a, v16 b) { return _mm512_sub_ps(a, b); }
+INLINE v16 v16_mul(v16 a, v16 b) { return _mm512_mul_ps(a, b); }
+INLINE v16 v16_div(v16 a, v16 b) { return _mm512_div_ps(a, b); }
+INLINE v16 v16_fma(v16 a, v16 b, v16 c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE v16 v16_sqrt(v16 a) { return _mm512_sqrt_ps(a); }
+INLINE v16 v16_max(v16 a, v16 b) { return _mm512_max_ps(a, b); }  // b where either is NaN
+INLINE v16 v16_min(v16 a, v16 b) { return _mm512_min_ps(a, b); }  // b where either is NaN
+INLINE v16 v16_first(v16 a, v16 b, int64_t n) {                   // a in lanes below n, else b
+    return _mm512_mask_blend_ps(v16_mask(n), b, a);
+}
+INLINE v16 v16_where_gt(v16 a, v16 b, v16 x, v16 y) {             // a > b ? x : y
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x);
+}
+INLINE v16 v16_round(v16 a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE v16 v16_pow2(v16 n) {                                      // 2^n for whole n in [-126, 127]
+    __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(e, 23));
+}
+INLINE float v8_sum(__m256 a) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+INLINE float v16_sum(v16 a) {
+    return v8_sum(_mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1)));
+}
+INLINE float v16_maximum(v16 a) { return _mm512_reduce_max_ps(a); }
+
+// dst[c][r] = src[r][c] for a 16x16 block, in registers
+INLINE void transpose16(float *dst, int64_t dst_stride, const float *src, int64_t src_stride) {
+    __m512 r[16], t[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_ps(src + i * src_stride);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        __m512d a = _mm512_castps_pd(t[4 * i]), b = _mm512_castps_pd(t[4 * i + 2]);
+        __m512d c = _mm512_castps_pd(t[4 * i + 1]), d = _mm512_castps_pd(t[4 * i + 3]);
+        r[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+        r[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+        r[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(c, d));
+        r[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(c, d));
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        __m512 a = _mm512_shuffle_f32x4(r[i], r[4 + i], 0x88), b = _mm512_shuffle_f32x4(r[i], r[4 + i], 0xdd);
+        __m512 c = _mm512_shuffle_f32x4(r[8 + i], r[12 + i], 0x88), d = _mm512_shuffle_f32x4(r[8 + i], r[12 + i], 0xdd);
+        _mm512_storeu_ps(dst + i * dst_stride, _mm512_shuffle_f32x4(a, c, 0x88));
+        _mm512_storeu_ps(dst + (4 + i) * dst_stride, _mm512_shuffle_f32x4(b, d, 0x88));
+        _mm512_storeu_ps(dst + (8 + i) * dst_stride, _mm512_shuffle_f32x4(a, c, 0xdd));
+        _mm512_storeu_ps(dst + (12 + i) * dst_stride, _mm512_shuffle_f32x4(b, d, 0xdd));
+    }
+}
+
+#elif defined(__AVX2__) && defined(__FMA__)
+
+#define VW 8
+typedef __m256 vf;
+INLINE vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
+INLINE void vf_store(float *p, vf a) { _mm256_storeu_ps(p, a); }
+INLINE vf vf_set(float x) { return _mm256_set1_ps(x); }
+INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
+INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE void prefetch_write(const float *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+
+typedef struct { __m256 lo, hi; } v16;
+#define V16(L, H) ((v16){L, H})
+INLINE __m256i v8_mask(int64_t n) {
+    static const int32_t ones[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    return _mm256_loadu_si256((const __m256i *)(ones + 8 - (n < 0 ? 0 : n > 8 ? 8 : n)));
+}
+INLINE v16 v16_load(const float *p) { return V16(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)); }
+INLINE v16 v16_load_n(const float *p, int64_t n) {
+    return V16(_mm256_maskload_ps(p, v8_mask(n)), _mm256_maskload_ps(p + 8, v8_mask(n - 8)));
+}
+INLINE void v16_store(float *p, v16 a) { _mm256_storeu_ps(p, a.lo), _mm256_storeu_ps(p + 8, a.hi); }
+INLINE void v16_store_n(float *p, v16 a, int64_t n) {
+    _mm256_maskstore_ps(p, v8_mask(n), a.lo), _mm256_maskstore_ps(p + 8, v8_mask(n - 8), a.hi);
+}
+INLINE v16 v16_set(float x) { return V16(_mm256_set1_ps(x), _mm256_set1_ps(x)); }
+INLINE v16 v16_add(v16 a, v16 b) { return V16(_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)); }
+INLINE v16 v16_sub(v16 a, v16 b) { return V16(_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)); }
+INLINE v16 v16_mul(v16 a, v16 b) { return V16(_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)); }
+INLINE v16 v16_div(v16 a, v16 b) { return V16(_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)); }
+INLINE v16 v16_fma(v16 a, v16 b, v16 c) {
+    return V16(_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi));
+}
+INLINE v16 v16_sqrt(v16 a) { return V16(_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)); }
+INLINE v16 v16_max(v16 a, v16 b) { return V16(_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)); }
+INLINE v16 v16_min(v16 a, v16 b) { return V16(_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)); }
+INLINE v16 v16_first(v16 a, v16 b, int64_t n) {
+    return V16(_mm256_blendv_ps(b.lo, a.lo, _mm256_castsi256_ps(v8_mask(n))),
+               _mm256_blendv_ps(b.hi, a.hi, _mm256_castsi256_ps(v8_mask(n - 8))));
+}
+INLINE v16 v16_where_gt(v16 a, v16 b, v16 x, v16 y) {
+    return V16(_mm256_blendv_ps(y.lo, x.lo, _mm256_cmp_ps(a.lo, b.lo, _CMP_GT_OQ)),
+               _mm256_blendv_ps(y.hi, x.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_GT_OQ)));
+}
+#define V8_ROUND(x) _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+INLINE v16 v16_round(v16 a) { return V16(V8_ROUND(a.lo), V8_ROUND(a.hi)); }
+INLINE __m256 v8_pow2(__m256 n) {
+    __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(e, 23));
+}
+INLINE v16 v16_pow2(v16 n) { return V16(v8_pow2(n.lo), v8_pow2(n.hi)); }
+INLINE float v16_sum(v16 a) {
+    __m256 e = _mm256_add_ps(a.lo, a.hi);
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(e), _mm256_extractf128_ps(e, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+INLINE float v16_maximum(v16 a) {
+    __m256 e = _mm256_max_ps(a.lo, a.hi);
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(e), _mm256_extractf128_ps(e, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+
+// dst[c][r] = src[r][c] for a 16x16 block
+INLINE void transpose16(float *dst, int64_t dst_stride, const float *src, int64_t src_stride) {
+    for (int c = 0; c < 16; c += 8)
+        for (int r = 0; r < 16; r += 8)
+            transpose8(dst + c * dst_stride + r, dst_stride, src + r * src_stride + c, src_stride);
+}
+
+#else  // width 1: plain C that any compiler turns into what it has
+
+#define VW 1
+typedef float vf;
+INLINE vf vf_load(const float *p) { return *p; }
+INLINE void vf_store(float *p, vf a) { *p = a; }
+INLINE vf vf_set(float x) { return x; }
+INLINE vf vf_add(vf a, vf b) { return a + b; }
+INLINE vf vf_fma(vf a, vf b, vf c) { return a * b + c; }
+INLINE void prefetch_write(const float *p) { __builtin_prefetch(p, 1); }
+
+typedef struct { float x[16]; } v16;
+#define EACH16(EXPR)                            \
+    v16 r;                                      \
+    for (int i = 0; i < 16; i++) r.x[i] = EXPR; \
+    return r
+INLINE v16 v16_load(const float *p) { EACH16(p[i]); }
+INLINE v16 v16_load_n(const float *p, int64_t n) { EACH16(i < n ? p[i] : 0.0f); }
+INLINE void v16_store(float *p, v16 a) { memcpy(p, a.x, sizeof a.x); }
+INLINE void v16_store_n(float *p, v16 a, int64_t n) { memcpy(p, a.x, sizeof(float) * (size_t)(n < 16 ? n : 16)); }
+INLINE v16 v16_set(float x) { EACH16(x); }
+INLINE v16 v16_add(v16 a, v16 b) { EACH16(a.x[i] + b.x[i]); }
+INLINE v16 v16_sub(v16 a, v16 b) { EACH16(a.x[i] - b.x[i]); }
+INLINE v16 v16_mul(v16 a, v16 b) { EACH16(a.x[i] * b.x[i]); }
+INLINE v16 v16_div(v16 a, v16 b) { EACH16(a.x[i] / b.x[i]); }
+INLINE v16 v16_fma(v16 a, v16 b, v16 c) { EACH16(a.x[i] * b.x[i] + c.x[i]); }
+INLINE v16 v16_sqrt(v16 a) { EACH16(sqrtf(a.x[i])); }
+INLINE v16 v16_max(v16 a, v16 b) { EACH16(a.x[i] > b.x[i] ? a.x[i] : b.x[i]); }
+INLINE v16 v16_min(v16 a, v16 b) { EACH16(a.x[i] < b.x[i] ? a.x[i] : b.x[i]); }
+INLINE v16 v16_first(v16 a, v16 b, int64_t n) { EACH16(i < n ? a.x[i] : b.x[i]); }
+INLINE v16 v16_where_gt(v16 a, v16 b, v16 x, v16 y) { EACH16(a.x[i] > b.x[i] ? x.x[i] : y.x[i]); }
+INLINE v16 v16_round(v16 a) { EACH16(rintf(a.x[i])); }
+INLINE v16 v16_pow2(v16 n) {
+    v16 r;
+    for (int i = 0; i < 16; i++) {
+        int32_t e = n.x[i] == n.x[i] ? ((int32_t)n.x[i] + 127) * (1 << 23) : 0;  // a NaN has no integer
+        memcpy(&r.x[i], &e, sizeof e);
+    }
+    return r;
+}
+INLINE float v16_sum(v16 a) {
+    for (int w = 8; w; w /= 2)
+        for (int i = 0; i < w; i++) a.x[i] += a.x[i + w];
+    return a.x[0];
+}
+INLINE float v16_maximum(v16 a) {
+    for (int w = 8; w; w /= 2)
+        for (int i = 0; i < w; i++) a.x[i] = a.x[i] > a.x[i + w] ? a.x[i] : a.x[i + w];
+    return a.x[0];
+}
+INLINE void transpose8(float *dst, int64_t dst_stride, const float *src, int64_t src_stride) {
+    for (int c = 0; c < 8; c++)
+        for (int r = 0; r < 8; r++) dst[c * dst_stride + r] = src[r * src_stride + c];
+}
+INLINE void transpose16(float *dst, int64_t dst_stride, const float *src, int64_t src_stride) {
+    for (int c = 0; c < 16; c++)
+        for (int r = 0; r < 16; r++) dst[c * dst_stride + r] = src[r * src_stride + c];
+}
+#endif
+
+// exp: 2^n e^r, |r| <= ln2/2, degree 6, about 2 ulp; 0 below -87.3, inf above 88.376
+// (where 2^n would leave the exponent), NaN stays. ln2 in two parts (Cody-Waite).
+INLINE v16 v16_exp(v16 x) {
+    v16 lo = v16_set(-87.3f), hi = v16_set(88.3762589f), y = v16_min(hi, v16_max(lo, x));
+    v16 n = v16_round(v16_mul(y, v16_set(1.44269504f)));
+    v16 r = v16_fma(n, v16_set(-0.693145752f), y);
+    r = v16_fma(n, v16_set(-1.42860677e-6f), r);
+    v16 p = v16_set(1.38888889e-3f);
+    p = v16_fma(p, r, v16_set(8.33333333e-3f));
+    p = v16_fma(p, r, v16_set(4.16666667e-2f));
+    p = v16_fma(p, r, v16_set(1.66666667e-1f));
+    p = v16_fma(p, r, v16_set(0.5f));
+    p = v16_fma(v16_mul(p, r), r, r);
+    p = v16_mul(v16_add(p, v16_set(1.0f)), v16_pow2(n));
+    p = v16_where_gt(x, hi, v16_set(INFINITY), p);
+    return v16_where_gt(lo, x, v16_set(0.0f), p);
+}
+
+INLINE float exp1(float x) { return v16_maximum(v16_exp(v16_set(x))); }
+
+// FOR16 runs its body for j = 0, 16, ... < n with m = lanes in use; load16 and store16 mask only the last
+#define FOR16(j, m, n) for (int64_t j = 0, m; j < (n) && (m = (n) - j < 16 ? (n) - j : 16, 1); j += 16)
+INLINE v16 load16(const float *p, int64_t m) { return m == 16 ? v16_load(p) : v16_load_n(p, m); }
+INLINE void store16(float *p, v16 a, int64_t m) {
+    if (m == 16) v16_store(p, a);
+    else v16_store_n(p, a, m);
+}

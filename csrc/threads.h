@@ -1,0 +1,31 @@
+// How a kernel uses threads. PARALLEL runs its block on NT threads; inside, share() gives a thread its contiguous part of
+// n units of work. Nothing here knows what is computed: no reduction clause, no atomic, no dynamic schedule (kernels.h).
+#ifdef _OPENMP
+#include <omp.h>
+#define PRAGMA(x) _Pragma(#x)
+#define PARALLEL(NT) PRAGMA(omp parallel num_threads((int)(NT)))
+#define BARRIER _Pragma("omp barrier")
+INLINE int64_t team(void) { return omp_get_num_threads(); }
+INLINE int64_t rank(void) { return omp_get_thread_num(); }
+#else
+#define PARALLEL(NT)
+#define BARRIER
+INLINE int64_t team(void) { return 1; }
+INLINE int64_t rank(void) { return 0; }
+#endif
+
+static int64_t latest_team = 0;
+
+typedef struct { int64_t begin, end; } Range;
+
+INLINE Range part(int64_t n, int64_t i, int64_t parts) { return (Range){n * i / parts, n * (i + 1) / parts}; }
+
+// the calling thread's units of n; its rank 0 notes the size of the team
+INLINE Range share(int64_t n) {
+    int64_t me = rank(), all = team();
+    if (me == 0) latest_team = all;
+    return part(n, me, all);
+}
+
+INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }

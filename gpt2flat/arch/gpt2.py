@@ -1,0 +1,174 @@
+"""GPT-2 as data: its config and dims, the tensor table (PARAMS in llm.c's file order, ACTS) and the program (HEAD, BLOCK, TAIL).
+
+Nothing here runs. A row or step changed here changes sizes, checkpoints, listings, pictures and training alike."""
+
+from dataclasses import dataclass
+
+from ..errors import UsageError
+from ..memory.layout import Row
+from ..program import Step
+
+CAPS = dict(block_size=65536, vocab_size=1 << 20, n_layer=1024, n_head=1024, n_embd=65536)  # as the readers of files (formats)
+CHUNK_ROWS = 1024  # logits exist for this many rows at once: 206 MB for GPT-2's vocabulary
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """The shape of a GPT-2. padded_vocab_size 0 = vocab_size rounded up to 128, as llm.c pads. Raises UsageError for a shape
+    that cannot be."""
+
+    block_size: int = 1024
+    vocab_size: int = 50257
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    padded_vocab_size: int = 0
+
+    def __post_init__(self):
+        for name, cap in CAPS.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 1 <= value <= cap:
+                raise UsageError(f"{name} = {value!r}: expected a whole number from 1 to {cap}")
+        if self.n_embd % self.n_head:
+            raise UsageError(f"n_head = {self.n_head} does not divide n_embd = {self.n_embd}")
+        if not self.padded_vocab_size:
+            object.__setattr__(self, "padded_vocab_size", -(-self.vocab_size // 128) * 128)
+        if not self.vocab_size <= self.padded_vocab_size <= CAPS["vocab_size"]:
+            raise UsageError(f"padded_vocab_size = {self.padded_vocab_size}: expected {self.vocab_size} to {CAPS['vocab_size']}")
+
+    @property
+    def head_size(self) -> int:
+        return self.n_embd // self.n_head
+
+    def dims(self) -> dict[str, int]:
+        """The dims of the tables that do not depend on the batch."""
+        return dict(
+            L=self.n_layer, C=self.n_embd, NH=self.n_head, KVH=self.n_head, HS=self.head_size, F=4 * self.n_embd,
+            V=self.vocab_size, Vp=self.padded_vocab_size, maxT=self.block_size,
+        )  # fmt: skip
+
+    @classmethod
+    def of_dims(cls, d: dict[str, int]) -> "GPT2Config":
+        """The config of a checkpoint header's dims (maxT, V, L, NH, C, Vp)."""
+        return cls(d["maxT"], d["V"], d["L"], d["NH"], d["C"], d["Vp"])
+
+    @property
+    def num_parameters(self) -> int:
+        """All floats of a checkpoint, the padding of the vocabulary included."""
+        from ..memory.layout import Layout
+
+        return Layout.plan(PARAMS, self.dims()).floats
+
+    @property
+    def num_parameters_unpadded(self) -> int:
+        return self.num_parameters - (self.padded_vocab_size - self.vocab_size) * self.n_embd
+
+
+def batch_dims(B: int, T: int) -> dict[str, int]:
+    return dict(B=B, T=T, N=B * T, R=min(B * T, CHUNK_ROWS))
+
+
+# fmt: off
+PARAMS = (
+    Row("wte",      "Vp, C",            decay=True, init="normal", src="transformer.wte.weight"),
+    Row("wpe",      "maxT, C",          decay=True, init="normal", src="transformer.wpe.weight"),
+    Row("ln1w",     "C",      slots="L", init="ones",              src="transformer.h.{l}.ln_1.weight"),
+    Row("ln1b",     "C",      slots="L",                           src="transformer.h.{l}.ln_1.bias"),
+    Row("qkvw",     "3*C, C", slots="L", decay=True, init="normal", src="transformer.h.{l}.attn.c_attn.weight^T"),
+    Row("qkvb",     "3*C",    slots="L",                           src="transformer.h.{l}.attn.c_attn.bias"),
+    Row("attprojw", "C, C",   slots="L", decay=True, init="scaled", src="transformer.h.{l}.attn.c_proj.weight^T"),
+    Row("attprojb", "C",      slots="L",                           src="transformer.h.{l}.attn.c_proj.bias"),
+    Row("ln2w",     "C",      slots="L", init="ones",              src="transformer.h.{l}.ln_2.weight"),
+    Row("ln2b",     "C",      slots="L",                           src="transformer.h.{l}.ln_2.bias"),
+    Row("fcw",      "F, C",   slots="L", decay=True, init="normal", src="transformer.h.{l}.mlp.c_fc.weight^T"),
+    Row("fcb",      "F",      slots="L",                           src="transformer.h.{l}.mlp.c_fc.bias"),
+    Row("fcprojw",  "C, F",   slots="L", decay=True, init="scaled", src="transformer.h.{l}.mlp.c_proj.weight^T"),
+    Row("fcprojb",  "C",      slots="L",                           src="transformer.h.{l}.mlp.c_proj.bias"),
+    Row("lnfw",     "C",      init="ones",                         src="transformer.ln_f.weight"),
+    Row("lnfb",     "C",                                           src="transformer.ln_f.bias"),
+)
+# The order in which llm.c and PyTorch draw the random numbers: these once, then the stacked ones layer by layer.
+INIT_STD = 0.02
+
+ACTS = (
+    Row("tokens",     "N", dtype="i32"),
+    Row("targets",    "N", dtype="i32"),
+    Row("p_drop",     "1"),
+    Row("key_drop",   "1",      slots="L", dtype="i32"),
+    Row("stream",     "N, C",   slots="L+1"),               # the residual stream: block l reads slot l and writes slot l+1
+    Row("ln1",        "N, C",   slots="L", recompute=2),
+    Row("ln1_mean",   "N",      slots="L", recompute=3),
+    Row("ln1_rstd",   "N",      slots="L", recompute=3),
+    Row("qkv",        "N, (NH+2*KVH)*HS", slots="L", recompute=3),
+    Row("att_lse",    "B, NH, T",         slots="L", recompute=3),
+    Row("att_scores", "B, NH, T, T",      slots="L"),        # --attention standard only
+    Row("att",        "B, NH, T, T",      slots="L"),
+    Row("atty",       "N, NH*HS",         slots="L", recompute=3),
+    Row("attproj",    "N, C",   slots="1", grad="stream"),
+    Row("mid",        "N, C",   slots="L", grad="stream", recompute=3),
+    Row("ln2",        "N, C",   slots="L", recompute=2),
+    Row("ln2_mean",   "N",      slots="L", recompute=3),
+    Row("ln2_rstd",   "N",      slots="L", recompute=3),
+    Row("fch",        "N, F",   slots="L", recompute=3),
+    Row("fch_gelu",   "N, F",   slots="L", recompute=1),
+    Row("fcproj",     "N, C",   slots="1", grad="stream"),
+    Row("lnf",        "N, C"),
+    Row("lnf_mean",   "N"),
+    Row("lnf_rstd",   "N"),
+    Row("losses",     "N"),
+    Row("lse",        "N"),
+    Row("logits",     "R, Vp"),                              # of one chunk of rows; dlogits in backward
+    Row("held",       "1", dtype="i32"),
+)
+
+HEAD = (
+    Step("embedding", out="stream[0]", tokens="tokens", wte="wte", wpe="wpe"),
+)
+ATTENTION = {
+    "flash":    Step("attention", out="atty", lse="att_lse", inp="qkv", p_drop="p_drop", key_drop="key_drop"),
+    "standard": Step("attention_standard", out="atty", scores="att_scores", att="att", inp="qkv", p_drop="p_drop",
+                     key_drop="key_drop"),
+}
+BLOCK = (
+    Step("layernorm", out="ln1", mean="ln1_mean", rstd="ln1_rstd", inp="stream[l]", weight="ln1w", bias="ln1b"),
+    Step("linear",    out="qkv", inp="ln1", weight="qkvw", bias="qkvb"),
+    ATTENTION["flash"],
+    Step("linear",    out="attproj", inp="atty", weight="attprojw", bias="attprojb"),
+    Step("residual",  out="mid", inp1="stream[l]", inp2="attproj"),
+    Step("layernorm", out="ln2", mean="ln2_mean", rstd="ln2_rstd", inp="mid", weight="ln2w", bias="ln2b"),
+    Step("linear",    out="fch", inp="ln2", weight="fcw", bias="fcb"),
+    Step("gelu",      out="fch_gelu", inp="fch"),
+    Step("linear",    out="fcproj", inp="fch_gelu", weight="fcprojw", bias="fcprojb"),
+    Step("residual",  out="stream[l+1]", inp1="mid", inp2="fcproj"),
+)
+TAIL = (
+    Step("layernorm", out="lnf", mean="lnf_mean", rstd="lnf_rstd", inp="stream[L]", weight="lnfw", bias="lnfb"),
+    Step("classifier", losses="losses", lse="lse", inp="lnf", targets="targets", weight="wte", logits="logits", held="held"),
+)
+# fmt: on
+
+
+def block(attention: str) -> tuple[Step, ...]:
+    """BLOCK with the chosen attention. Raises UsageError for an unknown name."""
+    if attention not in ATTENTION:
+        raise UsageError(f"attention {attention!r}: choose from {', '.join(ATTENTION)}")
+    return tuple(ATTENTION[attention] if step is ATTENTION["flash"] else step for step in BLOCK)
+
+
+# name: n_layer, n_head, n_embd (llm.c's descriptors d6 .. and gpt2:d6 ..)
+_GPT2 = {6: (6, 384), 12: (12, 768), 24: (16, 1024), 36: (20, 1280), 48: (25, 1600), 60: (30, 1920), 72: (30, 2880), 84: (36, 3456)}
+# channels: layers, head size (llm.c's gpt3:c384 ..)
+_GPT3 = {384: (6, 64), 768: (12, 64), 1024: (24, 64), 1536: (24, 96), 2048: (24, 128), 2560: (32, 80), 4096: (32, 128), 12288: (96, 128)}
+PRESETS = {
+    "tiny": GPT2Config(block_size=64, vocab_size=257, n_layer=4, n_head=4, n_embd=128),  # nanoGPT's CPU tutorial
+    **{f"d{d}": GPT2Config(1024, 50257, d, nh, c) for d, (nh, c) in _GPT2.items()},
+    **{f"gpt3:c{c}": GPT2Config(2048, 50257, layers, c // hs, c) for c, (layers, hs) in _GPT3.items()},
+}
+
+
+def config_of(name: str) -> GPT2Config:
+    """The shape of a preset or of llm.c's descriptors: "tiny", "d12", "gpt2:d24", "gpt3:c768". Raises UsageError."""
+    key = name.removeprefix("gpt2:")
+    if key not in PRESETS:
+        raise UsageError(f"no preset or descriptor {name!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[key]

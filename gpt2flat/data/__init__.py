@@ -1,0 +1,1 @@
+"""Data: the random stream, token files and their loader, tokenizers, texts."""

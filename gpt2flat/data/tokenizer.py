@@ -1,0 +1,219 @@
+"""Tokenizers: text to ids and back, from llm.c-layout tokenizer files, the packaged GPT-2 vocabulary, or a text's characters.
+
+Text is data: a piece that looks like <|endoftext|> is encoded as its characters, never as the end-of-text token."""
+
+import codecs
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError, FormatError
+from ..formats import llmc
+
+END_OF_TEXT = "<|endoftext|>"
+GPT2_FILE = Path(__file__).with_name("gpt2_tokenizer.bin")
+# GPT-2's way of cutting text into words (tiktoken's r50k_base): contractions, letters, digits, signs, white space
+GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+BYTES = [bytes((b,)) for b in range(256)]
+# control characters but newline and tab: C0, DEL and C1
+ESCAPES = {c: f"\\x{c:02x}" for c in [*range(32), *range(127, 160)] if chr(c) not in "\n\t"}
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A vocabulary: `tokens` are the bytes by id, `eot` is the end-of-text id.
+
+    kind: "gpt2" (byte-pair encoding by lowest id over 50257 tokens), "char" (one token per character), "byte" (one per byte) or
+    "table" (a vocabulary of llm.c that only decodes, unless every token is a single byte)."""
+
+    kind: str
+    tokens: tuple[bytes, ...]
+    eot: int
+
+    @classmethod
+    def gpt2(cls) -> "Tokenizer":
+        """GPT-2's 50257 tokens, from the package."""
+        return _packaged_gpt2()
+
+    @classmethod
+    def byte(cls) -> "Tokenizer":
+        """257 tokens: id b is the byte b, 256 is end-of-text."""
+        return cls("byte", (*BYTES, END_OF_TEXT.encode()), 256)
+
+    @classmethod
+    def char(cls, text: str) -> "Tokenizer":
+        """One token for each character of `text`, sorted, and end-of-text last."""
+        characters = sorted(set(_valid(text)))
+        return cls("char", (*(c.encode() for c in characters), END_OF_TEXT.encode()), len(characters))
+
+    @classmethod
+    def load(cls, path) -> "Tokenizer":
+        """From a tokenizer file of versions 1 or 2. Raises FormatError for any other, DataError if it cannot be opened."""
+        stored, tokens, eot = llmc.read_tokenizer(path)
+        kind = stored
+        if stored == llmc.TOKENIZER_KINDS[0]:
+            kind = "gpt2" if len(tokens) == llmc.GPT2_VOCAB else "table"
+        problem = _CHECKS[kind](tokens, eot) if kind in _CHECKS else f"tokenizers of kind {kind} come with a later version"
+        if problem:
+            raise FormatError(f"{path}: {problem}")
+        return cls(kind, tuple(tokens), eot)
+
+    def save(self, path) -> None:
+        """Writes a version 2 tokenizer file. Raises CheckpointError if it cannot be written."""
+        stored = self.kind if self.kind in llmc.TOKENIZER_KINDS else llmc.TOKENIZER_KINDS[0]
+        llmc.write_tokenizer(path, stored, list(self.tokens), self.eot)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def start(self) -> int:
+        """The id that unconditional text begins with: a newline where tokens are bytes or characters, else end-of-text."""
+        return self.tokens.index(b"\n") if self.kind in ("byte", "char") and b"\n" in self.tokens else self.eot
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of `text` (n,) int32. Lone surrogates become U+FFFD. Raises DataError for what the vocabulary cannot say."""
+        return self._encoder(_valid(text))
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one id. Raises DataError for an id outside the vocabulary."""
+        if not 0 <= token < len(self.tokens):
+            raise DataError(f"token id {token}, expected 0 to {len(self.tokens) - 1}")
+        return self.tokens[token]
+
+    def decode(self, ids) -> str:
+        """The text of ids; bytes that are not UTF-8 become U+FFFD. Raises DataError for an id outside the vocabulary."""
+        return b"".join(self.token_bytes(int(token)) for token in ids).decode("utf-8", "replace")
+
+    @cached_property
+    def _encoder(self) -> Callable[[str], np.ndarray]:
+        return _ENCODERS[self.kind](self)
+
+
+class Decoder:
+    """Text from ids one at a time: characters come out once all their bytes are in."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token: int) -> str:
+        return self._utf8.decode(self._tokenizer.token_bytes(int(token)))
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD for an unfinished character."""
+        return self._utf8.decode(b"", final=True)
+
+
+def escape_controls(text: str) -> str:
+    """`text` safe for a terminal: control characters other than newline and tab become \\x1b and the like."""
+    return text.translate(ESCAPES)
+
+
+@cache
+def _packaged_gpt2() -> Tokenizer:
+    return Tokenizer.load(GPT2_FILE)
+
+
+def _valid(text: str) -> str:
+    """`text` with surrogate pairs joined and lone surrogates replaced, as tiktoken does; anything else unchanged."""
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+# --- encoders, one per kind: tokenizer -> (text -> ids) -----------------------------------------------------------------
+
+
+def _gpt2_encoder(tokenizer: Tokenizer) -> Callable[[str], np.ndarray]:
+    import tiktoken  # here, because only encoding needs it
+
+    ranks = {token: rank for rank, token in enumerate(tokenizer.tokens) if rank != tokenizer.eot}
+    encoding = tiktoken.Encoding(
+        "gpt2", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: tokenizer.eot}, explicit_n_vocab=len(tokenizer.tokens)
+    )
+    return lambda text: encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int32)
+
+
+def _byte_encoder(tokenizer: Tokenizer) -> Callable[[str], np.ndarray]:
+    ids = np.full(256, -1, np.int32)
+    for token, piece in enumerate(tokenizer.tokens):
+        if token != tokenizer.eot:
+            ids[piece[0]] = token
+
+    def encode(text: str) -> np.ndarray:
+        row = ids[np.frombuffer(text.encode(), np.uint8)]
+        if (row < 0).any():
+            at = int((row < 0).argmax())
+            raise DataError(f"byte 0x{text.encode()[at]:02x} at offset {at} of the text is not in this vocabulary of {tokenizer.vocab_size} tokens")
+        return row
+
+    return encode
+
+
+def _char_encoder(tokenizer: Tokenizer) -> Callable[[str], np.ndarray]:
+    known = sorted((ord(piece.decode()), token) for token, piece in enumerate(tokenizer.tokens) if token != tokenizer.eot)
+    points, ids = np.array(known, np.int64).reshape(-1, 2).T
+
+    def encode(text: str) -> np.ndarray:
+        wanted = np.frombuffer(text.encode("utf-32-le"), "<u4")
+        place = np.searchsorted(points, wanted)
+        unknown = points.take(place, mode="clip") != wanted if points.size else np.ones(wanted.size, bool)
+        if unknown.any():
+            at = int(unknown.argmax())
+            raise DataError(
+                f"character {text[at]!r} at position {at} of the text is not among the {points.size} this tokenizer was made from: "
+                "leave it out, or train with --tokenizer byte, which knows every character"
+            )
+        return ids[place].astype(np.int32)
+
+    return encode
+
+
+def _table_encoder(tokenizer: Tokenizer) -> Callable[[str], np.ndarray]:
+    if all(len(piece) == 1 for token, piece in enumerate(tokenizer.tokens) if token != tokenizer.eot):
+        return _byte_encoder(tokenizer)
+    raise DataError(
+        f"a vocabulary of {tokenizer.vocab_size} tokens without its merges can only decode: give token ids, or a model trained with "
+        "--tokenizer gpt2, byte or char"
+    )
+
+
+_ENCODERS = {"gpt2": _gpt2_encoder, "char": _char_encoder, "byte": _byte_encoder, "table": _table_encoder}
+
+
+# --- what a file of each kind must hold: tokens, eot -> problem or "" ----------------------------------------------------
+
+
+def _check_gpt2(tokens: list[bytes], eot: int) -> str:
+    ordinary = set(tokens[:eot] + tokens[eot + 1 :])
+    if len(ordinary) != len(tokens) - 1 or not ordinary.issuperset(BYTES):
+        return "found repeated or missing tokens, expected GPT-2's vocabulary: every byte and 50000 merges, each once"
+    return ""
+
+
+def _check_byte(tokens: list[bytes], eot: int) -> str:
+    right = tokens[:256] == BYTES and (len(tokens), eot) == (257, 256)
+    return "" if right else "found another table, expected the 256 bytes in order and end-of-text of a byte tokenizer"
+
+
+def _check_char(tokens: list[bytes], eot: int) -> str:
+    seen = set()
+    for token, piece in enumerate(tokens):
+        character = piece.decode("utf-8", "replace")
+        if token == eot:
+            continue
+        if len(character) != 1 or character.encode() != piece or character in seen:
+            return f"token {token} is {piece[:8]!r}, expected one character, each once, in a char tokenizer"
+        seen.add(character)
+    return ""
+
+
+_CHECKS = {"gpt2": _check_gpt2, "char": _check_char, "byte": _check_byte, "table": lambda tokens, eot: ""}

@@ -1,0 +1,194 @@
+"""The token loader, with llm.c's semantics (llmc/dataloader.h): shards of B*T+1-token reads, shuffled to the bit as llm.c does.
+
+A shard is a token file or an array in memory. Batches are copied by position from an open file, never through a map."""
+
+import glob
+import os
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ..errors import DataError, FormatError, UsageError
+from ..formats import llmc
+from .mt19937 import Stream
+
+SHUFFLE_SEED = 42  # plus the rank, as in llm.c
+
+
+class Shard(Protocol):
+    """A run of token ids. `count` tokens; `tokens` is all of them, for looking; close() may be called at any time."""
+
+    name: str
+    count: int
+
+    @property
+    def tokens(self) -> np.ndarray: ...
+
+    def read(self, offset: int, n: int) -> np.ndarray: ...
+
+    def close(self) -> None: ...
+
+
+class FileShard:
+    """A token file (magic 20240520). Checked when made; opened at the first read, held open until close().
+
+    Raises FormatError for a file that is not a whole token file, DataError if it cannot be opened."""
+
+    def __init__(self, path):
+        self.path, self.name = Path(path), str(path)
+        self._file, self.count = llmc.open_tokens(path)
+        self.close()
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """A read-only memory map of the ids (uint16). For looking only: it is undefined once the file is cut short."""
+        return np.memmap(self.path, llmc.TOKEN_DTYPE, "r", llmc.HEADER_BYTES, (self.count,))
+
+    def read(self, offset: int, n: int) -> np.ndarray:
+        """A copy of n ids from `offset` on. Raises DataError when the file is no longer what it was."""
+        if self._file is None:
+            self._open()
+        ids = np.empty(n, llmc.TOKEN_DTYPE)
+        self._file.read_into(llmc.HEADER_BYTES + offset * ids.itemsize, ids)
+        return ids
+
+    def _open(self) -> None:
+        try:
+            self._file, count = llmc.open_tokens(self.path)
+        except FormatError as problem:
+            raise DataError(f"{problem} (it was whole when the run started)") from None
+        if count != self.count:
+            self.close()
+            raise DataError(f"{self.name}: found {count} tokens, expected the {self.count} that were there when the run started")
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+
+
+class ArrayShard:
+    """Token ids in memory: a 1-D integer array, and the name that messages call it by."""
+
+    def __init__(self, ids: np.ndarray, name: str = "text"):
+        self.tokens, self.name, self.count = ids, name, len(ids)
+
+    def read(self, offset: int, n: int) -> np.ndarray:
+        return self.tokens[offset : offset + n]
+
+    def close(self) -> None:
+        pass
+
+
+class TokenLoader:
+    """Batches from a list of shards, epoch after epoch.
+
+    A sample is nproc*B*T neighbouring tokens, of which rank r reads its r-th B*T and one more; the tail of a shard that fills
+    no sample is unused. `batches` samples make an epoch; `num_tokens` counts all tokens. With `shuffle` the shards and the
+    samples within each are permuted anew every epoch (seed 42 + rank); without, they come in order."""
+
+    def __init__(self, shards, B: int, T: int, vocab_size: int, shuffle: bool = False, rank: int = 0, nproc: int = 1):
+        """shards: Shards with ids below vocab_size. Raises DataError for a shard too short to hold one sample."""
+        if B < 1 or T < 1 or not 0 <= rank < nproc:
+            raise UsageError(f"batch size {B}, sequence length {T}, rank {rank} of {nproc}: expected B, T >= 1 and 0 <= rank < nproc")
+        if not shards:
+            raise DataError("no token shards, expected at least one")
+        self.shards, self.B, self.T, self.vocab_size = list(shards), B, T, vocab_size
+        self.rank, self.nproc = rank, nproc
+        self._sample_tokens = nproc * B * T
+        for shard in self.shards:
+            if shard.count < self._sample_tokens + 1:
+                raise DataError(
+                    f"{shard.name}: found {shard.count} tokens, expected at least {self._sample_tokens + 1} for {nproc} x {B} x {T} "
+                    "and the next one: give more text, or a smaller --batch-size or --seq-len"
+                )
+        self.num_tokens = sum(shard.count for shard in self.shards)
+        self.batches = sum(map(self._samples, self.shards))
+        self._stream = Stream(SHUFFLE_SEED + rank) if shuffle else None
+        self._shard_order = np.arange(len(self.shards))
+        self._epoch, self._index, self._sample, self._sample_order = -1, 0, 0, None
+        self.reset()
+
+    def reset(self) -> None:
+        """To the start of the next epoch: in order the first batch again, with shuffle a new order."""
+        if self._stream:
+            # llm.c permutes the order it already has: epochs build on each other
+            self._shard_order = self._shard_order[self._stream.permutation(len(self.shards))]
+        self._epoch += 1
+        self._enter(0)
+
+    def next_batch(self) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens, targets), both (B, T) int32; a target is the token that follows.
+
+        Raises DataError for an id outside the vocabulary or a file cut short underneath."""
+        if self._sample == len(self._sample_order):
+            self._advance()
+        shard, sample = self._shard, int(self._sample_order[self._sample])
+        offset = sample * self._sample_tokens + self.rank * self.B * self.T
+        ids = shard.read(offset, self.B * self.T + 1)
+        self._check(ids, shard, offset)
+        self._sample += 1
+        tokens, targets = (part.astype(np.int32).reshape(self.B, self.T) for part in (ids[:-1], ids[1:]))
+        return tokens, targets
+
+    def state(self) -> dict[str, int]:
+        """The position: full epochs done, place in the order of shards, samples taken from that shard."""
+        return {"epoch": self._epoch, "shard": self._index, "sample": self._sample}
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """The ids of the shard being read; a memory map if it is a file. For looking only."""
+        return self._shard.tokens
+
+    @property
+    def _shard(self) -> Shard:
+        return self.shards[self._shard_order[self._index]]
+
+    def _samples(self, shard: Shard) -> int:
+        return (shard.count - 1) // self._sample_tokens
+
+    def _advance(self) -> None:
+        if self._index == len(self.shards) - 1:
+            self.reset()
+        else:
+            self._enter(self._index + 1)
+
+    def _enter(self, index: int) -> None:
+        before = self._shard
+        self._index, self._sample = index, 0
+        if before is not self._shard:
+            before.close()
+        n = self._samples(self._shard)
+        self._sample_order = self._stream.permutation(n) if self._stream else range(n)
+
+    def _check(self, ids: np.ndarray, shard: Shard, offset: int) -> None:
+        for place in (int(ids.argmax()), int(ids.argmin())):
+            if not 0 <= ids[place] < self.vocab_size:
+                raise DataError(
+                    f"{shard.name}: token {offset + place} is id {ids[place]}, expected 0 to {self.vocab_size - 1}: this data was made "
+                    "with another tokenizer than the model; prepare it again or take a model with a larger vocabulary"
+                )
+
+
+def find_shards(pattern) -> list[FileShard]:
+    """The token files that a path or glob pattern names, sorted as C sorts bytes. Raises DataError if there are none."""
+    pattern = os.fspath(pattern)
+    paths = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern), key=os.fsencode)
+    if not paths:
+        raise DataError(f"{pattern}: no such file, expected a token file or a pattern that matches some")
+    return [FileShard(path) for path in paths]
+
+
+def find_datasets(folders) -> dict[str, tuple[Path, Path]]:
+    """Pairs <name>_train.bin, <name>_val.bin in the folders and their subfolders: {name: (train, val)}, sorted by name.
+
+    Of two pairs with the same name the one in the earlier folder counts, a folder before its subfolders."""
+    found: dict[str, tuple[Path, Path]] = {}
+    for folder in map(Path, folders):
+        for train in [*sorted(folder.glob("*_train.bin")), *sorted(folder.glob("*/*_train.bin"))]:
+            name = train.name.removesuffix("_train.bin")
+            val = train.with_name(f"{name}_val.bin")
+            if name and val.is_file() and train.is_file():
+                found.setdefault(name, (train, val))
+    return dict(sorted(found.items()))

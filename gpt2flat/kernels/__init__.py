@@ -1,0 +1,202 @@
+"""Which backend, which instruction set, how many threads; and `run`, one kernel on NumPy arrays.
+
+GPT2FLAT_BACKEND=auto|c   GPT2FLAT_ISA=auto|scalar|avx2|avx512   OMP_NUM_THREADS=n
+An explicit wish that cannot be met raises; `auto` says in `Choice.line` what it took and why."""
+
+import functools
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import KernelArgError, UnsupportedCPUError
+from ..memory import axes as ax
+from .native import Native
+from .ops import KERNELS, OP_OF
+
+BACKENDS = ("auto", "c")
+ISAS = ("scalar", "avx2", "avx512")  # in rising order; cpu_isa() in C gives the index of the best
+DTYPES = {"f32": np.dtype("<f4"), "i32": np.dtype("<i4")}
+
+
+def _wish(variable: str, choices: tuple[str, ...]) -> str:
+    wish = os.environ.get(variable, "auto").strip().lower() or "auto"
+    if wish not in choices:
+        raise UnsupportedCPUError(f"{variable}={wish} is not known here; it takes {', '.join(choices)}")
+    return wish
+
+
+def _missing_kernels(error: ImportError) -> UnsupportedCPUError:
+    here = Path(__file__).resolve().parents[2]
+    if (here / "setup.py").exists():
+        return UnsupportedCPUError(
+            f"gpt2flat was imported from the source tree {here}, where no C kernels are built: type `pip install -e .` there, "
+            f"or change to another folder to use an installed copy ({error})"
+        )
+    return UnsupportedCPUError(f"the C kernels are not installed: pip install --force-reinstall gpt2flat ({error})")
+
+
+@functools.lru_cache(maxsize=None)
+def _native(isa: str) -> Native:
+    return Native(isa)
+
+
+def available_isas() -> list[str]:
+    """The instruction sets that are built here and that this CPU and operating system offer, in rising order."""
+    try:
+        best = _native("scalar").lib.cpu_isa()
+    except ImportError as error:
+        raise _missing_kernels(error) from None
+    found = []
+    for isa in ISAS[: best + 1]:
+        try:
+            found.append(_native(isa).isa)
+        except ImportError:
+            continue
+    return found
+
+
+def backend(name: str | None = None, isa: str | None = None) -> Native:
+    """The kernels to use. Raises UnsupportedCPUError when an explicit wish cannot be met or nothing was built."""
+    name = name or _wish("GPT2FLAT_BACKEND", BACKENDS)
+    if name not in BACKENDS:
+        raise UnsupportedCPUError(f"backend {name!r} is not known here; choose from {', '.join(BACKENDS)}")
+    isa = isa or _wish("GPT2FLAT_ISA", ("auto", *ISAS))
+    have = available_isas()
+    if isa == "auto":
+        return _native(have[-1])
+    if isa not in have:
+        raise UnsupportedCPUError(f"GPT2FLAT_ISA={isa}: this machine and build have {', '.join(have)}")
+    return _native(isa)
+
+
+@dataclass(frozen=True)
+class Threads:
+    """How many threads, and what decided it."""
+
+    count: int
+    why: str
+
+
+def default_threads(wish: int | None = None) -> Threads:
+    """A wish (--threads), else OMP_NUM_THREADS, else the physical cores in the affinity mask, limited by the cgroup quota."""
+    if wish is not None:
+        return Threads(wish, "as asked")
+    from_env = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if from_env.isdigit() and int(from_env) > 0:
+        return Threads(int(from_env), "OMP_NUM_THREADS")
+    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    cores = {_core_of(cpu) for cpu in cpus}
+    count, why = len(cores), "physical cores"
+    quota = _cgroup_quota()
+    if quota is not None and quota < count:
+        count, why = max(1, int(quota)), f"cgroup quota of {quota:.1f} CPUs"
+    return Threads(count, why)
+
+
+def _core_of(cpu: int):
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
+    except OSError:
+        return cpu
+
+
+def _cgroup_quota() -> float | None:
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        quota = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text())
+        return quota / int(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text()) if quota > 0 else None
+    except (OSError, ValueError):
+        return None
+
+
+def cpu_name() -> str:
+    """What the CPU calls itself, for the first line of a run."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    import platform
+
+    return platform.processor() or platform.machine() or sys.platform
+
+
+def run(name: str, *, threads: int | None = None, kernels: Native | None = None, **arguments) -> None:
+    """Runs one kernel by name on NumPy arrays: run("linear_forward", out=y, inp=x, weight=w, bias=b).
+
+    Tensors are C-contiguous little-endian float32 (int32 for indices) of the shapes in csrc/kernels.h; whatever the shapes do
+    not tell (HS, V, T ...) and acc_* flags (0 by default) are passed by name; scratch is made. Raises KernelArgError."""
+    if name not in KERNELS:
+        raise KernelArgError(f"no kernel {name!r}; there are {', '.join(KERNELS)}")
+    kernel, op, kernels = KERNELS[name], OP_OF[name], kernels or backend()
+    tensors, numbers = {}, {}
+    for arg in kernel.args:
+        view = arguments.pop(arg.name, None)
+        if view is None and not arg.optional and arg.role != "scratch":
+            raise KernelArgError(f"{name}: {arg.name} is missing")
+        tensors[arg.name] = _checked(name, arg, view)
+    for number in (*kernel.dims, *kernel.accs):
+        if number in arguments:
+            numbers[number] = int(arguments.pop(number))
+    if arguments:
+        raise KernelArgError(f"{name} has no argument {', '.join(arguments)}; it takes {', '.join(a.name for a in kernel.args)}")
+    given = {a.name: a for a in kernel.args if tensors[a.name] is not None}
+    wanted = {n: a.axes for n, a in given.items() if a.role != "scratch"}
+    dims = ax.solve(name, wanted, {n: tensors[n].shape for n in wanted}, numbers)
+    dims.setdefault("NT", default_threads(threads).count)
+    missing = [d for d in kernel.dims if d not in dims]
+    if missing:
+        raise KernelArgError(f"{name}: the shapes do not tell {', '.join(missing)}; pass {missing[0]}=")
+    if "scratch" in tensors and tensors["scratch"] is None:
+        tensors["scratch"] = np.empty(kernels.scratch(op, dims), np.float32)
+    _distinct(name, kernel, tensors)
+    _check_values(name, op, tensors, dims)
+    kernels.ready()
+    kernels.bind(kernel, tensors, {acc: 0 for acc in kernel.accs} | dims)()
+
+
+def _checked(name: str, arg, view):
+    if view is None:
+        return None
+    if not isinstance(view, np.ndarray) or view.dtype != DTYPES[arg.dtype]:
+        kind = f"{view.dtype} array" if isinstance(view, np.ndarray) else type(view).__name__
+        raise KernelArgError(f"{name}: {arg.name} is {kind}, expected a NumPy array of {DTYPES[arg.dtype].name}")
+    if not view.flags.c_contiguous or not view.flags.aligned or view.size == 0:
+        raise KernelArgError(f"{name}: {arg.name} of shape {view.shape} must be C-contiguous, aligned and not empty")
+    if not arg.const and not view.flags.writeable:
+        raise KernelArgError(f"{name}: {arg.name} is written, but the array is read-only")
+    return view
+
+
+def _distinct(name: str, kernel, tensors) -> None:
+    for arg in kernel.args:
+        if arg.const or tensors[arg.name] is None:
+            continue
+        for other in kernel.args:
+            if other is not arg and tensors[other.name] is not None and np.may_share_memory(tensors[arg.name], tensors[other.name]):
+                raise KernelArgError(f"{name}: {arg.name} is written and overlaps {other.name}")
+
+
+def _check_values(name: str, op, tensors, dims) -> None:
+    """The index and dim conditions of the contracts in csrc/kernels.h."""
+    limits = {"tokens": (0, dims.get("Vp")), "targets": (-1, dims.get("V"))}
+    for index, (low, high) in limits.items():
+        ids = tensors.get(index)
+        if ids is not None and not (low <= ids.min() and ids.max() < high):
+            raise KernelArgError(f"{name}: {index} reach from {ids.min()} to {ids.max()}, expected {low} to {high - 1}")
+    for small, large in (("T", "maxT"), ("V", "Vp"), ("KVH", "NH")):
+        if small in dims and large in dims and not 0 < dims[small] <= dims[large]:
+            raise KernelArgError(f"{name}: {small} = {dims[small]}, expected 1 to {large} = {dims[large]}")
+    for part, whole in (("KVH", "NH"), ("T", "N")):
+        if part in dims and whole in dims and part in op.dims and dims[whole] % dims[part]:
+            raise KernelArgError(f"{name}: {part} = {dims[part]} does not divide {whole} = {dims[whole]}")
+    if dims["NT"] < 1:
+        raise KernelArgError(f"{name}: NT = {dims['NT']} threads, expected 1 or more")

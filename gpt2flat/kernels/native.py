@@ -1,0 +1,71 @@
+"""The binding of one compiled variant: NumPy views in, C pointers out. Meaning lives one floor up (ops.py, program.py)."""
+
+import functools
+import importlib
+import os
+
+import numpy as np
+
+from ..errors import ForkError
+from .ops import Kernel, Op
+
+CTYPES = {"f32": "float[]", "i32": "int32_t[]"}
+_forked = False
+
+
+def _mark_child() -> None:
+    global _forked
+    _forked = True  # the threads of the parent's OpenMP pool do not exist here; a parallel region would wait for them
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_mark_child)
+
+
+class Native:
+    """The C kernels compiled for one instruction set. Raises ImportError when that variant was not built."""
+
+    name = "c"
+
+    def __init__(self, isa: str):
+        module = importlib.import_module(f"gpt2flat.kernels._{isa}")
+        self.isa, self.ffi, self.lib = isa, module.ffi, module.lib
+
+    def openmp(self) -> bool:
+        return bool(self.lib.has_openmp())
+
+    def last_team(self) -> int:
+        """Threads that worked in the latest kernel."""
+        return self.lib.last_team()
+
+    def bind(self, kernel: Kernel, tensors: dict[str, np.ndarray | None], numbers: dict[str, int]):
+        """The kernel with its arguments put in: a callable without arguments. Keeps the buffers alive. Shapes are the caller's duty."""
+        values = []
+        for arg in kernel.args:
+            view = tensors.get(arg.name)
+            kind = CTYPES[arg.dtype]
+            values.append(self.ffi.NULL if view is None else self.ffi.from_buffer(kind, view, require_writable=not arg.const))
+        values += [int(numbers[dim]) for dim in kernel.dims] + [int(numbers[acc]) for acc in kernel.accs]
+        return functools.partial(getattr(self.lib, kernel.name), *values)
+
+    def scratch(self, op: Op, dims: dict[str, int]) -> int:
+        """Floats of scratch that the op's kernels need; 0 without scratch."""
+        if not op.scratch:
+            return 0
+        return getattr(self.lib, f"{op.name}_scratch")(*(dims[d] for d in (*op.dims.split(), "NT")))
+
+    def ready(self) -> None:
+        """Raises ForkError in a child forked after this module was imported: its OpenMP threads are gone."""
+        if _forked:
+            raise ForkError("gpt2flat kernels cannot run in a forked child: start workers with spawn or forkserver")
+
+    def flops_of_peak_round(self) -> int:
+        """Flops of one round of peak_round, per thread."""
+        return self.lib.peak_flops()
+
+    def peak_round(self, threads: int):
+        """A callable (rounds) that runs independent FMAs in registers on `threads` threads; time it for the machine's peak."""
+        out = np.zeros(32 * threads, np.float32)
+        return lambda rounds: self.lib.peak_fma(self.ffi.from_buffer("float[]", out), rounds, threads)
+
+

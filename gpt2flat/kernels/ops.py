@@ -1,0 +1,147 @@
+"""The op table: one row per kernel, adding shapes, roles and cost to what csrc/kernels.h declares.
+
+The row gives the forward arguments by role; the backward signature follows from it by the d-rule (design.md law 2).
+Sizes, checks, test inputs, program listings and costs derive from here; tests hold the header to it. No other list exists."""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+F32, I32 = "f32", "i32"
+
+
+@dataclass(frozen=True)
+class Arg:
+    """One tensor argument: `axes` are products and sums of dims ("N, (NH+2*KVH)*HS"), `optional` may be absent (NULL)."""
+
+    name: str
+    axes: str
+    role: str  # written, saved, read, index, knob, weight, work, scratch
+    dtype: str = F32
+    optional: bool = False
+    const: bool = False
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One C function: its name, tensor arguments in order, dims (NT last) and accumulate flags."""
+
+    name: str
+    args: tuple[Arg, ...]
+    dims: tuple[str, ...]
+    accs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Op:
+    """written: outputs, each with a gradient; saved: kept for backward; read: inputs with a gradient; index: int32 inputs;
+    knob: one-element values that change between calls; weight: parameters; work: state between the op's own kernels.
+    `back` names the forward arguments that backward reads besides the gradients. An `identity` op passes its gradient on
+    unchanged, so where the homes coincide it has no backward step. A `head` op ends the program and has a train form.
+    `flops` and `moved` (floats) are of forward; backward costs twice the flops unless `back_flops` says otherwise."""
+
+    name: str
+    dims: str
+    written: str = ""
+    saved: str = ""
+    read: str = ""
+    index: str = ""
+    knob: str = ""
+    weight: str = ""
+    work: str = ""
+    back: str = ""
+    scratch: str = ""  # which kernels take scratch: "", "backward" or "forward backward"
+    identity: bool = False
+    head: bool = False
+    update: bool = False  # belongs to the optimizer: no backward, its kernel is named like the op
+    flops: str = "0"
+    back_flops: str = ""
+    moved: str = "0"
+
+    def args(self, *roles: str) -> tuple[Arg, ...]:
+        return tuple(arg for role in roles for arg in _parse(getattr(self, role), role))
+
+    @cached_property
+    def differentiable(self) -> tuple[Arg, ...]:
+        return self.args("read", "weight")
+
+    def _kernel(self, form: str, written: tuple[Arg, ...], read: tuple[Arg, ...], accs=()) -> Kernel:
+        constant = tuple(Arg(a.name, a.axes, a.role, a.dtype, a.optional, const=True) for a in read)
+        scratch = (Arg("scratch", "", "scratch"),) if form in self.scratch.split() else ()
+        name = self.name if self.update else f"{self.name}_{form}"
+        return Kernel(name, written + constant + self.args("work") + scratch, (*self.dims.split(), "NT"), accs)
+
+    @cached_property
+    def forward(self) -> Kernel:
+        inputs = self.args("read", "index", "knob", "weight")
+        return self._kernel("forward", self.args("written", "saved"), inputs)
+
+    @cached_property
+    def backward(self) -> Kernel:
+        gradients = tuple(_gradient(a) for a in self.differentiable)
+        mine = {a.name: a for a in self.args("written", "saved", "read", "index", "knob", "weight")}
+        upstream = tuple(_gradient(a) for a in self.args("written"))
+        accs = tuple(f"acc_{a.name}" for a in self.differentiable)
+        return self._kernel("backward", gradients, upstream + tuple(mine[name] for name in self.back.split()), accs)
+
+    @cached_property
+    def train(self) -> Kernel:
+        """The head only: forward and backward with one visit of each row chunk."""
+        gradients = tuple(_gradient(a) for a in self.differentiable)
+        written = self.args("written") + gradients + self.args("saved")
+        upstream = tuple(_gradient(a) for a in self.args("written"))
+        accs = tuple(f"acc_{a.name}" for a in self.differentiable)
+        return self._kernel("train", written, upstream + self.args("read", "index", "knob", "weight"), accs)
+
+    @cached_property
+    def kernels(self) -> tuple[Kernel, ...]:
+        both = (self.forward,) if self.update else (self.forward, self.backward)
+        return both + ((self.train,) if self.head else ())
+
+
+def _gradient(arg: Arg) -> Arg:
+    return Arg("d" + arg.name, arg.axes, "gradient", arg.dtype, arg.optional)
+
+
+def _parse(text: str, role: str) -> tuple[Arg, ...]:
+    """ "out[N,C] bias?[OC]" -> Args; knobs and work may name int32 as key_drop:i[1]."""
+    found = re.findall(r"(\w+)(:i)?(\?)?\[([^\]]*)\]", text)
+    dtype = {"index": I32}.get(role, F32)
+    return tuple(Arg(n, axes, role, I32 if i else dtype, bool(opt), role not in ("written", "saved")) for n, i, opt, axes in found)
+
+
+_ATTENTION = dict(
+    dims="B T NH KVH HS",
+    written="out[B*T, NH*HS]",
+    read="inp[B*T, (NH+2*KVH)*HS]",
+    knob="p_drop[1] key_drop:i[1]",
+    scratch="forward backward",
+    flops="2*B*T*(T+1)*NH*HS",
+    moved="B*T*(2*NH+2*KVH)*HS",
+)
+
+OPS = {
+    op.name: op
+    for op in (
+        Op("embedding", dims="N T C Vp maxT", written="out[N,C]", index="tokens[N]", weight="wte[Vp,C] wpe[maxT,C]",
+           back="tokens", flops="N*C", back_flops="2*N*C", moved="3*N*C"),
+        Op("layernorm", dims="N C", written="out[N,C]", saved="mean[N] rstd[N]", read="inp[N,C]", weight="weight[C] bias[C]",
+           back="mean rstd inp weight", scratch="backward", flops="8*N*C", moved="2*N*C"),
+        Op("linear", dims="N C OC", written="out[N,OC]", read="inp[N,C]", weight="weight[OC,C] bias?[OC]",
+           back="inp weight", scratch="forward backward", flops="2*N*C*OC", moved="N*C+N*OC+OC*C"),
+        Op("attention", saved="lse[B,NH,T]", back="out lse inp p_drop key_drop", back_flops="5*B*T*(T+1)*NH*HS", **_ATTENTION),
+        Op("attention_standard", saved="scores[B,NH,T,T] att[B,NH,T,T]", back="out att inp p_drop key_drop",
+           back_flops="4*B*T*(T+1)*NH*HS", **_ATTENTION),
+        Op("gelu", dims="N C", written="out[N,C]", read="inp[N,C]", back="inp", flops="20*N*C", moved="2*N*C"),
+        Op("residual", dims="N C", written="out[N,C]", read="inp1[N,C] inp2[N,C]", identity=True, flops="N*C", moved="3*N*C"),
+        Op("classifier", dims="N C V Vp R", written="losses[N]", saved="lse[N]", read="inp[N,C]", index="targets[N]",
+           weight="weight[Vp,C]", work="logits[R,Vp] held:i[1]", back="lse inp targets weight", head=True,
+           scratch="forward backward train", flops="2*N*C*Vp", moved="N*C+N*Vp+Vp*C"),
+        Op("grad_norm", dims="P", written="norm[1]", read="grads[P]", scratch="forward", update=True, flops="2*P", moved="P"),
+        Op("adamw", dims="P", saved="params[P] m[P] v[P]", read="grads[P]",
+           knob="lr[1] beta1[1] beta2[1] eps[1] weight_decay[1] correction1[1] correction2[1] grad_scale[1]",
+           update=True, flops="16*P", moved="7*P"),
+    )
+}  # fmt: skip
+KERNELS = {kernel.name: kernel for op in OPS.values() for kernel in op.kernels}
+OP_OF = {kernel.name: op for op in OPS.values() for kernel in op.kernels}

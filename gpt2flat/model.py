@@ -1,0 +1,288 @@
+"""Model joins the floors below: a config, its tables, the arena, the program and the kernels.
+
+The hot loop is `for call in calls: call()`. No NumPy arithmetic on the floats happens between the calls of a step."""
+
+import math
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from .arch import gpt2
+from .arch.adamw import scratch_rows
+from .data.mt19937 import Stream, normal_
+from .errors import DataError, KernelArgError, NonFiniteError, UsageError
+from .formats import llmc
+from .kernels import backend, default_threads
+from .kernels.ops import OPS
+from .memory import axes as ax
+from .memory.arena import HEADER_FLOATS, Arena
+from .memory.layout import Layout
+from .program import Call, Program
+
+
+class Model:
+    """A GPT-2 in one flat float32 buffer.
+
+    params, grads, m, v, acts, dacts map llm.c's tensor names to NumPy views of it: m.params["qkvw"] is (L, 3C, C). The first
+    four are valid for life, acts and dacts until the next batch shape."""
+
+    def __init__(self, config: gpt2.GPT2Config, attention: str = "flash", threads: int | None = None, isa: str | None = None):
+        """An empty model: all parameters 0. Use Model.load or Model.init. Raises CapacityError, UsageError, UnsupportedCPUError."""
+        self.config, self.attention = config, attention
+        self._block = gpt2.block(attention)
+        self.threads = default_threads(threads).count
+        if self.threads < 1:
+            raise UsageError(f"threads = {threads}: expected 1 or more")
+        self.kernels = backend(isa=isa)
+        self._state = Layout.plan(gpt2.PARAMS, config.dims())
+        self.arena = Arena(self._state.floats)
+        self.params, self.grads, self.m, self.v = (self.arena.section(s, self._state) for s in ("params", "grads", "m", "v"))
+        header = np.frombuffer(llmc.checkpoint_header(config.dims()), np.float32)
+        self.arena.buffer[:HEADER_FLOATS] = header
+        self.t = 0  # updates done
+        self.batch = None  # (B, T) of the plan
+        self._last = None  # what backward would differentiate: "forward" once losses exist
+
+    @classmethod
+    def load(cls, path, block_size: int | None = None, **options) -> "Model":
+        """A model from an llm.c checkpoint, version 3; a smaller `block_size` keeps that many rows of wpe.
+
+        One read into the head of the arena. Raises FormatError for a file that is not one, NonFiniteError for NaN or inf in it."""
+        dims = llmc.read_checkpoint_header(path, lambda d: gpt2.GPT2Config.of_dims(d).num_parameters)
+        config = gpt2.GPT2Config.of_dims(dims)
+        if block_size is not None and block_size > config.block_size:
+            raise UsageError(f"block size {block_size} is larger than the {config.block_size} of {path}")
+        if block_size in (None, config.block_size):
+            model = cls(config, **options)
+            llmc.read_payload_into(path, 4 * HEADER_FLOATS, model.params.floats)
+        else:
+            model = cls(gpt2.GPT2Config.of_dims({**dims, "maxT": block_size}), **options)
+            whole = Layout.plan(gpt2.PARAMS, config.dims())
+            for place in model.params.layout:
+                llmc.read_payload_into(path, 4 * HEADER_FLOATS + 4 * whole[place.row.name].offset, model.params[place.row.name].reshape(-1))
+        model._require_finite(path)
+        return model
+
+    @classmethod
+    def init(cls, config: gpt2.GPT2Config | str, seed: int = 42, **options) -> "Model":
+        """Random weights from a GPT2Config or a descriptor ("d12", "tiny"), with llm.c's and PyTorch's random stream: wte and wpe,
+        then layer by layer the matrices; std 0.02, by 1/sqrt(2L) less for those that write to the residual stream."""
+        model = cls(gpt2.config_of(config) if isinstance(config, str) else config, **options)
+        stream = Stream(seed)
+        std = {"normal": gpt2.INIT_STD, "scaled": gpt2.INIT_STD / math.sqrt(2 * model.config.n_layer)}
+        rows = [place.row for place in model.params.layout]
+        for row in rows:
+            if row.init == "ones":
+                model.params[row.name][...] = 1.0
+        drawn = [row for row in rows if row.init in std]
+        order = [(row, None) for row in drawn if not row.slots]
+        order += [(row, l) for l in range(model.config.n_layer) for row in drawn if row.slots]
+        for row, layer in order:
+            view = model.params[row.name] if layer is None else model.params.slot(row.name, layer)
+            if row.name == "wte":
+                view = view[: model.config.vocab_size]  # the padding stays 0
+            normal_(view, std[row.init], stream)
+        return model
+
+    def _require_finite(self, path) -> None:
+        for name, view in self.params.items():
+            flat = view.reshape(-1)
+            for start in range(0, flat.size, 1 << 22):  # in pieces: no second copy of the model
+                bad = ~np.isfinite(flat[start : start + (1 << 22)])
+                if bad.any():
+                    index = start + int(bad.argmax())
+                    raise NonFiniteError(f"{path}: {name} holds {flat[index]} at flat index {index}; the file is damaged")
+
+    @property
+    def buffer(self) -> np.ndarray:
+        """Every float of the model: header, params, grads, m, v, and once a batch is planned scratch, dacts, acts."""
+        return self.arena.buffer
+
+    def save(self, path) -> None:
+        """Writes an llm.c checkpoint, version 3: beside the target, synced, then renamed. Raises CheckpointError; the old file stays."""
+        llmc.write_atomically(Path(path), self.buffer[: HEADER_FLOATS + self._state.floats])
+
+    # -- planning ------------------------------------------------------------------------------------------------------
+
+    def program(self, B: int, T: int) -> Program:
+        """The unbound program for a batch of B rows of T tokens."""
+        if not (1 <= T <= self.config.block_size and B >= 1):
+            raise KernelArgError(f"batch ({B}, {T}): expected at least one row and 1 to {self.config.block_size} tokens (block size)")
+        dims = {**self.config.dims(), **gpt2.batch_dims(B, T), "NT": self.threads}
+        return Program(gpt2.HEAD, self._block, gpt2.TAIL, gpt2.PARAMS, gpt2.ACTS, dims, self.kernels)
+
+    def plan(self, B: int, T: int) -> Program:
+        """Plans scratch, dacts and acts for (B, T); activation views of an older plan are void. Raises CapacityError."""
+        if self.batch == (B, T):
+            return self._program
+        program = self.program(B, T)
+        scratch = Layout.plan(scratch_rows(max(program.scratch, self._norm_scratch)), {}, 16)
+        layouts = {"scratch": scratch, "dacts": program.dacts, "acts": program.acts}
+        self.arena.plan_work({name: layout.floats for name, layout in layouts.items()})
+        self.scratch = self.arena.section("scratch", scratch)
+        self.acts = self.arena.section("acts", program.acts)
+        self.dacts = self.arena.section("dacts", program.dacts, program.homes)
+        sections = {name: getattr(self, name) for name in ("params", "grads", "m", "v", "scratch", "acts", "dacts")}
+        program.bind(sections, self.kernels)
+        self._program, self.batch, self._last = program, (B, T), None
+        self._bind_update()
+        return program
+
+    @cached_property
+    def _norm_scratch(self) -> int:
+        return self.kernels.scratch(OPS["grad_norm"], {"P": self._state.floats, "NT": self.threads})
+
+    def _bind_update(self) -> None:
+        knobs = {name: self.scratch[name] for name in self.scratch.keys()}
+        numbers = {"P": self._state.floats, "NT": self.threads}
+        norm = OPS["grad_norm"].forward
+        self._norm = self.kernels.bind(norm, {**knobs, "grads": self.grads.floats}, numbers)
+        self._adamw = {decay_all: [self._bind_adamw(knobs, *r) for r in self._ranges(decay_all)] for decay_all in (False, True)}
+
+    def _ranges(self, decay_all: bool) -> list[tuple[int, int, bool]]:
+        """The parameters as ranges (begin, end, decayed), neighbours of one kind joined."""
+        ranges = []
+        for place in self._state:
+            decay = decay_all or place.row.decay
+            if ranges and ranges[-1][2] == decay:
+                ranges[-1] = (ranges[-1][0], place.offset + place.floats, decay)
+            else:
+                ranges.append((place.offset, place.offset + place.floats, decay))
+        return ranges
+
+    def _bind_adamw(self, knobs, begin: int, end: int, decay: bool):
+        state = {"params": self.params, "m": self.m, "v": self.v, "grads": self.grads}
+        views = {name: section.floats[begin:end] for name, section in state.items()}
+        knobs = {**knobs, "weight_decay": knobs["weight_decay" if decay else "no_decay"]}
+        return self.kernels.bind(OPS["adamw"].forward, {**knobs, **views}, {"P": end - begin, "NT": self.threads})
+
+    # -- the passes ----------------------------------------------------------------------------------------------------
+
+    def _run(self, calls: list[Call]) -> None:
+        self.kernels.ready()
+        for call in calls:
+            call()
+
+    def _put(self, tokens, targets=None) -> Program:
+        """Checks a batch, plans for its shape and copies it in. Raises KernelArgError, DataError."""
+        tokens = self._ids("tokens", tokens, 0)
+        if targets is not None:
+            targets = self._ids("targets", targets, -1)
+            if targets.shape != tokens.shape:
+                raise KernelArgError(f"targets are {targets.shape}, expected the shape of tokens {tokens.shape}")
+        program = self.plan(*tokens.shape)
+        self.acts["tokens"][:] = tokens.reshape(-1)
+        self._last = None
+        if targets is not None:
+            self.acts["targets"][:] = targets.reshape(-1)
+            self._counted = int(np.count_nonzero(self.acts["targets"] >= 0))
+            if not self._counted:
+                raise DataError("every target is -1: there is nothing to learn from")
+        return program
+
+    def _ids(self, what: str, ids, least: int) -> np.ndarray:
+        ids = np.asarray(ids)
+        if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or not ids.size:
+            raise KernelArgError(f"{what}: expected integers of shape (B, T), found {ids.dtype} of shape {ids.shape}")
+        low, high = int(ids.min()), int(ids.max())
+        if low < least or high >= self.config.vocab_size:
+            raise DataError(f"{what} hold ids from {low} to {high}, expected {least} to {self.config.vocab_size - 1} (vocabulary)")
+        return ids
+
+    def _mean_loss(self) -> float:
+        return math.fsum(self.acts["losses"].tolist()) / self._counted
+
+    def forward(self, tokens, targets=None) -> float | None:
+        """The mean loss in nats over the targets that are not -1; with no targets only the activations, and None.
+
+        tokens, targets: (B, T) integers below the vocabulary size. Never touches gradients. Raises KernelArgError, DataError."""
+        program = self._put(tokens, targets)
+        self._run(program.body if targets is None else program.forward)
+        if targets is None:
+            return None
+        self._last = "forward"
+        return self._mean_loss()
+
+    def backward(self, scale: float = 1.0, accumulate: bool = False) -> None:
+        """All gradients of `scale` times the mean loss of the last forward; `accumulate` adds to the gradients that are there."""
+        if self._last != "forward":
+            raise UsageError("backward needs a forward with targets right before it")
+        self._seed(scale)
+        self._run(self._program.backward[accumulate])
+        self._last = None
+
+    def forward_backward(self, tokens, targets, scale: float = 1.0, accumulate: bool = False) -> float:
+        """forward and backward in one; the same bits, and each chunk of logits is made once. Returns the mean loss (unscaled)."""
+        program = self._put(tokens, targets)
+        self._seed(scale)
+        self._run(program.body)
+        self._run(program.train[accumulate])
+        return self._mean_loss()
+
+    def _seed(self, scale: float) -> None:
+        self.dacts["losses"][:] = np.float32(scale / self._counted)  # rows whose target is -1 are left out by the kernel
+
+    # -- the update ----------------------------------------------------------------------------------------------------
+
+    def grad_norm(self) -> float:
+        """The Euclidean norm of all gradients."""
+        self._need_plan("grad_norm")
+        self.kernels.ready()
+        self._norm()
+        return float(self.scratch["norm"][0])
+
+    def update(self, lr: float = 1e-4, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0,
+               grad_clip: float | None = None, decay_all: bool = False) -> float:  # fmt: skip
+        """One AdamW update; returns the gradient norm before clipping.
+
+        Weight decay applies to matrices and embeddings, with decay_all to every tensor (as llm.c's C test). grad_clip: gradients
+        are scaled down to this norm. Raises NonFiniteError, with nothing changed, when a gradient is NaN or infinite."""
+        norm = self.grad_norm()
+        if not math.isfinite(norm):
+            raise NonFiniteError(f"the gradient norm is {norm}: {self._first_nonfinite()}; nothing was updated")
+        t = self.t + 1
+        values = dict(lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, no_decay=0.0,
+                      correction1=1.0 - beta1**t, correction2=1.0 - beta2**t,
+                      grad_scale=min(1.0, grad_clip / norm) if grad_clip and norm else 1.0)  # fmt: skip
+        for name, value in values.items():
+            self.scratch[name][0] = value
+        for adamw in self._adamw[decay_all]:
+            adamw()
+        self.t, self._last = t, None
+        return norm
+
+    def _first_nonfinite(self) -> str:
+        for name, view in self.grads.items():
+            if not np.isfinite(view).all():
+                return f"the gradient of {name} is not finite"
+        return "the sum of squares left the range of float32"
+
+    def _need_plan(self, what: str) -> None:
+        if self.batch is None:
+            raise UsageError(f"{what} needs gradients: run forward_backward first")
+
+    # -- looking -------------------------------------------------------------------------------------------------------
+
+    def logits(self, tokens, last: bool = False) -> np.ndarray:
+        """A copy of the logits, (B, T, V), or (B, V) of the last position only. tokens: (B, T) integers below V."""
+        program = self._put(tokens)
+        self._run(program.body)
+        B, T = self.batch
+        rows = self.acts["lnf"].reshape(B, T, -1)
+        rows = np.ascontiguousarray(rows[:, -1]) if last else rows.reshape(B * T, -1)
+        out = np.empty((len(rows), self.config.vocab_size), np.float32)
+        chunk = self.acts["logits"]
+        linear, head = OPS["linear"].forward, self.params["wte"]
+        for start in range(0, len(rows), len(chunk)):
+            part = rows[start : start + len(chunk)]
+            numbers = {"N": len(part), "C": part.shape[1], "OC": len(head), "NT": self.threads}
+            views = {"out": chunk[: len(part)], "inp": part, "weight": head, "scratch": self.scratch["scratch"]}
+            self.kernels.bind(linear, views, numbers)()
+            out[start : start + len(part)] = chunk[: len(part), : self.config.vocab_size]
+        return out if last else out.reshape(B, T, -1)
+
+    def flops_per_step(self, B: int, T: int) -> float:
+        """Flops of one forward, backward and update, by the op table."""
+        update = sum(ax.size(OPS[name].flops, {"P": self._state.floats}) for name in ("grad_norm", "adamw"))
+        return self.program(B, T).flops() + update
