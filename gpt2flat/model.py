@@ -3,7 +3,6 @@
 The hot loop is `for call in calls: call()`. No NumPy arithmetic on the floats happens between the calls of a step."""
 
 import math
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,8 @@ from .formats import llmc
 from .kernels import backend, default_threads
 from .kernels.ops import OPS
 from .memory import axes as ax
-from .memory.arena import HEADER_FLOATS, Arena
-from .memory.layout import Layout
+from .memory.arena import HEADER_FLOATS, STATE, WORK, Arena
+from .memory.layout import ALIGN, Layout
 from .program import Call, Program
 
 
@@ -27,14 +26,18 @@ class Model:
     params, grads, m, v, acts, dacts map llm.c's tensor names to NumPy views of it: m.params["qkvw"] is (L, 3C, C). The first
     four are valid for life, acts and dacts until the next batch shape."""
 
-    def __init__(self, config: gpt2.GPT2Config, attention: str = "flash", threads: int | None = None, isa: str | None = None):
-        """An empty model: all parameters 0. Use Model.load or Model.init. Raises CapacityError, UsageError, UnsupportedCPUError."""
-        self.config, self.attention = config, attention
+    def __init__(self, config: gpt2.GPT2Config, attention: str = "flash", threads: int | None = None, kernels=None, trace: bool = False):
+        """An empty model: all parameters 0. Use Model.load or Model.init, which take the same options.
+
+        attention: "flash", or "standard", which keeps its matrices. threads: default the physical cores. kernels: what
+        gpt2flat.kernels.backend returned, default its choice. trace: check every call's results; the first NaN or inf raises
+        NonFiniteError that names kernel, layer and tensor. Raises CapacityError, UsageError, UnsupportedCPUError."""
+        self.config, self.attention, self.trace = config, attention, trace
         self._block = gpt2.block(attention)
         self.threads = default_threads(threads).count
         if self.threads < 1:
             raise UsageError(f"threads = {threads}: expected 1 or more")
-        self.kernels = backend(isa=isa)
+        self.kernels = kernels or backend()
         self._state = Layout.plan(gpt2.PARAMS, config.dims())
         self.arena = Arena(self._state.floats)
         self.params, self.grads, self.m, self.v = (self.arena.section(s, self._state) for s in ("params", "grads", "m", "v"))
@@ -117,10 +120,9 @@ class Model:
         if self.batch == (B, T):
             return self._program
         program = self.program(B, T)
-        scratch = Layout.plan(scratch_rows(max(program.scratch, self._norm_scratch)), {}, 16)
-        layouts = {"scratch": scratch, "dacts": program.dacts, "acts": program.acts}
-        self.arena.plan_work({name: layout.floats for name, layout in layouts.items()})
-        self.scratch = self.arena.section("scratch", scratch)
+        layouts = self.layouts(program)
+        self.arena.plan_work({name: layouts[name].floats for name in WORK})
+        self.scratch = self.arena.section("scratch", layouts["scratch"])
         self.acts = self.arena.section("acts", program.acts)
         self.dacts = self.arena.section("dacts", program.dacts, program.homes)
         sections = {name: getattr(self, name) for name in ("params", "grads", "m", "v", "scratch", "acts", "dacts")}
@@ -129,9 +131,12 @@ class Model:
         self._bind_update()
         return program
 
-    @cached_property
-    def _norm_scratch(self) -> int:
-        return self.kernels.scratch(OPS["grad_norm"], {"P": self._state.floats, "NT": self.threads})
+    def layouts(self, program: Program) -> dict[str, Layout]:
+        """The layout of every section of the arena for a program, in order of memory."""
+        norm = self.kernels.scratch(OPS["grad_norm"], {"P": self._state.floats, "NT": self.threads})
+        scratch = Layout.plan(scratch_rows(max(program.scratch, norm)), {}, ALIGN)
+        state = {name: self._state for name in STATE if name != "header"}
+        return {**state, "scratch": scratch, "dacts": program.dacts, "acts": program.acts}
 
     def _bind_update(self) -> None:
         knobs = {name: self.scratch[name] for name in self.scratch.keys()}
@@ -163,6 +168,15 @@ class Model:
         self.kernels.ready()
         for call in calls:
             call()
+            if self.trace:
+                self._check_finite(call)
+
+    def _check_finite(self, call: Call) -> None:
+        for arg in call.written:
+            ref = call.refs[arg.name]
+            view = getattr(self, ref.section).slot(ref.name, ref.slot)
+            if not np.isfinite(view).all():
+                raise NonFiniteError(f"{call.where}: {arg.name} is not finite, the first tensor of the step that is not")
 
     def _put(self, tokens, targets=None) -> Program:
         """Checks a batch, plans for its shape and copies it in. Raises KernelArgError, DataError."""

@@ -1,7 +1,7 @@
 """Which backend, which instruction set, how many threads; and `run`, one kernel on NumPy arrays.
 
 GPT2FLAT_BACKEND=auto|c   GPT2FLAT_ISA=auto|scalar|avx2|avx512   OMP_NUM_THREADS=n
-An explicit wish that cannot be met raises; `auto` says in `Choice.line` what it took and why."""
+An explicit wish that cannot be met raises; the commands print what was taken and why."""
 
 import functools
 import os
@@ -19,6 +19,11 @@ from .ops import KERNELS, OP_OF
 BACKENDS = ("auto", "c")
 ISAS = ("scalar", "avx2", "avx512")  # in rising order; cpu_isa() in C gives the index of the best
 DTYPES = {"f32": np.dtype("<f4"), "i32": np.dtype("<i4")}
+
+# A thread that waits spins this often before it sleeps (about 50 us). libgomp's own 300,000 keep the core busy that a second
+# program needs: on a shared machine that made a step ten times slower. libgomp reads it when it is loaded, so it is set here.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def _wish(variable: str, choices: tuple[str, ...]) -> str:

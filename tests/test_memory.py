@@ -1,0 +1,142 @@
+"""Axes, layouts and the arena: the numbers of llm.c's files, views, re-planning, limits."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from gpt2flat import GPT2Config, Model
+from gpt2flat.arch import gpt2
+from gpt2flat.errors import CapacityError, KernelArgError, UsageError
+from gpt2flat.memory import axes
+from gpt2flat.memory.arena import HUGE_PAGE, Arena, available_memory, human
+from gpt2flat.memory.layout import Layout, Row
+
+# byte offsets of the 124M checkpoint, and parameters with and without padding (formats of llm.c)
+OFFSETS = dict(wte=1024, wpe=154_534_912, ln1w=157_680_640, ln1b=157_717_504, qkvw=157_754_368, qkvb=242_689_024,
+               attprojw=242_799_616, attprojb=271_111_168, ln2w=271_148_032, ln2b=271_184_896, fcw=271_221_760,
+               fcb=384_467_968, fcprojw=384_615_424, fcprojb=497_861_632, lnfw=497_898_496, lnfb=497_901_568)  # fmt: skip
+SIZES = {"d6": (30_357_504, 30_339_456), "d12": (124_475_904, 124_439_808), "d24": (354_871_296, 354_823_168),
+         "d36": (774_090_240, 774_030_080), "d48": (1_557_686_400, 1_557_611_200),
+         "gpt3:c768": (125_262_336, 125_226_240)}  # fmt: skip
+
+
+def test_offsets_of_the_124M_checkpoint():
+    layout = Layout.plan(gpt2.PARAMS, GPT2Config().dims())
+    assert {p.row.name: 1024 + 4 * p.offset for p in layout} == OFFSETS
+    assert 1024 + 4 * layout.floats == 497_904_640
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_parameter_counts(name):
+    config = gpt2.config_of(name)
+    assert (config.num_parameters, config.num_parameters_unpadded) == SIZES[name]
+    assert gpt2.config_of("gpt2:d12") == gpt2.config_of("d12")
+
+
+@pytest.mark.parametrize(
+    "bad", [dict(n_layer=0), dict(n_head=5), dict(vocab_size=-1), dict(block_size=1 << 20), dict(padded_vocab_size=10), dict(n_embd=1.5)]
+)
+def test_config_refuses(bad):
+    with pytest.raises(UsageError, match="expected|does not divide"):
+        GPT2Config(**bad)
+
+
+def test_unknown_descriptor():
+    with pytest.raises(UsageError, match="no preset or descriptor 'd13'"):
+        gpt2.config_of("d13")
+
+
+def test_axes():
+    dims = dict(N=6, C=4, NH=3, KVH=1, HS=5)
+    assert axes.shape("N, 3*C", dims) == (6, 12) and axes.shape("N, (NH+2*KVH)*HS", dims) == (6, 25)
+    assert axes.solve("x", {"a": "N, C", "b": "C"}, {"a": (2, 3), "b": (3,)}, dims)["N"] == 2
+    for bad in ("N**2", "f(N)", "N.real", "N[0]", "1.5", "__import__('os')"):
+        with pytest.raises(ValueError, match="only names|axis expression"):
+            axes.size(bad, dims)
+    with pytest.raises(KernelArgError, match="dim Q"):
+        axes.size("Q", dims)
+    with pytest.raises(KernelArgError, match=r"op: b is \(4,\), expected \(C\) = \(3,\)"):
+        axes.solve("op", {"a": "N, C", "b": "C"}, {"a": (2, 3), "b": (4,)}, {})
+
+
+def test_views_are_one_buffer():
+    model = Model(GPT2Config(32, 97, 2, 2, 32))
+    model.plan(2, 8)
+    assert model.buffer.ctypes.data % HUGE_PAGE == 0
+    model.params["qkvw"][1, 2, 3] = 5
+    place = model.params.layout["qkvw"]
+    assert model.buffer[256 + place.offset + 96 * 32 + 2 * 32 + 3] == 5
+    for section in (model.params, model.grads, model.m, model.v, model.acts, model.dacts, model.scratch):
+        for name, view in section.items():
+            assert np.shares_memory(view, model.buffer), name
+            assert view.flags.c_contiguous and view.ctypes.data % 4 == 0
+    assert model.acts["tokens"].dtype == np.int32 and model.acts["stream"].shape == (3, 16, 32)
+    assert np.shares_memory(model.dacts["mid"], model.dacts["stream"])
+    with pytest.raises(KeyError, match="params has no tensor 'nope'"):
+        model.params["nope"]
+
+
+def test_replanning_keeps_the_state_and_gives_memory_back():
+    model, rng = Model.init(GPT2Config(64, 97, 2, 2, 32), seed=1), np.random.default_rng(0)
+    params = model.params["wte"]
+    small, large = rng.integers(0, 97, (1, 3)), rng.integers(0, 97, (4, 64))
+    first = model.forward(small, small)
+    model.forward_backward(large, large)
+    grads = model.grads.floats.copy()
+    acts = model.acts["stream"].size
+    assert model.forward(small, small) == first
+    assert model.acts["stream"].size < acts
+    assert np.array_equal(grads, model.grads.floats) and np.shares_memory(params, model.params["wte"])
+
+
+def test_work_that_cannot_fit_is_refused_with_a_breakdown():
+    arena = Arena(1000)
+    arena.plan_work(dict(scratch=10, dacts=10, acts=10))
+    end = arena.end
+    with pytest.raises(CapacityError, match=r"needs .* TB.*available[\s\S]*params .*acts"):
+        arena.plan_work(dict(scratch=10, dacts=10, acts=1 << 40))
+    assert arena.end == end
+
+
+def test_address_space_limit_is_one_clear_error():
+    code = """
+import resource, sys
+from gpt2flat import Model
+from gpt2flat.errors import CapacityError
+used = int(open("/proc/self/statm").read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (used + (400 << 20), used + (400 << 20)))
+try:
+    Model(__import__("gpt2flat").GPT2Config())
+except CapacityError as error:
+    print("capacity:", error)
+    sys.exit(0)
+sys.exit(1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "cannot reserve 2.0 GB" in done.stdout, done.stderr
+
+
+def test_memory_is_touched_only_where_used():
+    """Inference touches neither gradients nor AdamW state: far less than four times the parameters becomes resident."""
+    code = """
+import numpy as np, resource
+from gpt2flat import Model, GPT2Config
+before = int(open("/proc/self/statm").read().split()[1]) * 4096
+model = Model(GPT2Config(64, 50257, 2, 4, 256))
+model.params.floats[:] = 0.01
+model.forward(np.zeros((1, 8), int), np.zeros((1, 8), int))
+grown = int(open("/proc/self/statm").read().split()[1]) * 4096 - before
+print(grown / (4 * model.config.num_parameters))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert 1.0 < float(done.stdout) < 1.7
+
+
+def test_helpers():
+    assert human(497_904_640) == "497.9 MB" and human(12) == "12 B" and human(2.2e9) == "2.2 GB" and human(3.2e12) == "3.20 TB"
+    have, why = available_memory()
+    assert 0 < have < 1 << 50 and why
+    assert Row("a", "N, C", slots="L").label() == "L x (N, C)"
