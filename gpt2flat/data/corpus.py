@@ -33,7 +33,7 @@ def builtin() -> Corpus:
         from pydoc_data.topics import topics
     except ImportError:
         raise DataError(
-            "this Python comes without pydoc_data, the built-in text: give a text of your own with --train-data FILE.txt"
+            "this Python comes without its help topics (pydoc_data): give a text of your own with --train-data FILE.txt"
         ) from None
     return Corpus("pydoc_data.topics", tuple(topics[name] for name in sorted(topics)))
 
@@ -48,8 +48,8 @@ def read_text(path) -> Corpus:
         text = data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as problem:
         raise DataError(
-            f"{path}: found byte 0x{data[problem.start]:02x} at offset {problem.start}, expected UTF-8 text: convert the file, for "
-            f"example with iconv -f latin1 -t utf-8, or give a token file whose name ends in .bin"
+            f"{path}: found byte 0x{data[problem.start]:02x} at offset {problem.start}, expected UTF-8 text: convert "
+            f"the file, for example with iconv -f latin1 -t utf-8"
         ) from None
     if not text:
         raise DataError(f"{path}: is empty, expected text")
@@ -63,7 +63,7 @@ def documents_to_ids(documents, tokenizer) -> np.ndarray:
 
 
 def split(ids: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """(train, validation): the last `fraction` of the ids is for validation. Raises UsageError unless 0 <= fraction < 1."""
+    """(train, validation): the last `fraction` of the ids is validation. Raises UsageError unless 0 <= fraction < 1."""
     if not 0 <= fraction < 1:
         raise UsageError(f"--val-fraction is {fraction}, expected a number from 0 up to, not including, 1")
     cut = len(ids) - int(len(ids) * fraction)

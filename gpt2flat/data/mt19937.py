@@ -1,10 +1,10 @@
-"""The random stream of llm.c (llmc/rand.h) and of PyTorch's CPU generator: MT19937 words, uniforms, normals, permutations.
+"""The random stream of llm.c (llmc/rand.h) and PyTorch's CPU generator: MT19937 words, uniforms, normals, permutations.
 
 The words are exactly theirs; normals agree to float32 rounding (log, cos and sin differ in the last bits)."""
 
 import numpy as np
 
-CHUNK = 1 << 14  # floats transformed at once, a multiple of 16: they and their temporaries stay in the second-level cache
+CHUNK = 1 << 14  # floats transformed at once, a multiple of 16: small enough for the second-level cache
 
 
 class Stream:
@@ -23,7 +23,7 @@ class Stream:
         return np.multiply(low, np.float32(2.0**-24), out=low)
 
     def permutation(self, n: int) -> np.ndarray:
-        """A permutation of 0..n-1 (int64) by llm.c's random_permutation: n-1 words, word % (i + 1) picks the partner of i."""
+        """A permutation of 0..n-1, int64, as in llm.c: n-1 words, word % (i + 1) is the partner of i."""
         order = list(range(n))
         if n > 1:
             last = np.arange(n - 1, 0, -1)
@@ -33,7 +33,7 @@ class Stream:
 
 
 def normal_(view: np.ndarray, std: float, stream: Stream) -> None:
-    """Fills `view` (contiguous float32, any shape) with normals of mean 0, as torch.Tensor.normal_ does from these words.
+    """Fills `view` (contiguous float32, any shape) with normals of mean 0, as torch.Tensor.normal_ does.
 
     Raises ValueError for any other array."""
     if view.dtype != np.float32 or not view.flags.c_contiguous:

@@ -1,4 +1,4 @@
-"""Tokenizers: text to ids and back, from llm.c-layout tokenizer files, the packaged GPT-2 vocabulary, or a text's characters.
+"""Tokenizers: text to ids and back, from tokenizer files, the packaged GPT-2 vocabulary, or a text's characters.
 
 Text is data: a piece that looks like <|endoftext|> is encoded as its characters, never as the end-of-text token."""
 
@@ -27,8 +27,8 @@ ESCAPES = {c: f"\\x{c:02x}" for c in [*range(32), *range(127, 160)] if chr(c) no
 class Tokenizer:
     """A vocabulary: `tokens` are the bytes by id, `eot` is the end-of-text id.
 
-    kind: "gpt2" (byte-pair encoding by lowest id over 50257 tokens), "char" (one token per character), "byte" (one per byte) or
-    "table" (a vocabulary of llm.c that only decodes, unless every token is a single byte)."""
+    kind: "gpt2" (byte-pair encoding by lowest id over 50257 tokens), "char" (one token per character), "byte" (one per
+    byte) or "table" (another vocabulary of llm.c's: it only decodes, unless every token is a single byte)."""
 
     kind: str
     tokens: tuple[bytes, ...]
@@ -52,12 +52,14 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path) -> "Tokenizer":
-        """From a tokenizer file of versions 1 or 2. Raises FormatError for any other, DataError if it cannot be opened."""
+        """From a tokenizer file. Raises FormatError for any other, DataError if it cannot be opened."""
         stored, tokens, eot = llmc.read_tokenizer(path)
         kind = stored
         if stored == llmc.TOKENIZER_KINDS[0]:
             kind = "gpt2" if len(tokens) == llmc.GPT2_VOCAB else "table"
-        problem = _CHECKS[kind](tokens, eot) if kind in _CHECKS else f"tokenizers of kind {kind} come with a later version"
+        problem = (
+            _CHECKS[kind](tokens, eot) if kind in _CHECKS else f"tokenizers of kind {kind} come with a later version"
+        )
         if problem:
             raise FormatError(f"{path}: {problem}")
         return cls(kind, tuple(tokens), eot)
@@ -73,11 +75,14 @@ class Tokenizer:
 
     @cached_property
     def start(self) -> int:
-        """The id that unconditional text begins with: a newline where tokens are bytes or characters, else end-of-text."""
-        return self.tokens.index(b"\n") if self.kind in ("byte", "char") and b"\n" in self.tokens else self.eot
+        """The id that unconditional text begins with: newline for bytes and characters, else end-of-text."""
+        newline = self.kind in ("byte", "char") and b"\n" in self.tokens
+        return self.tokens.index(b"\n") if newline else self.eot
 
     def encode(self, text: str) -> np.ndarray:
-        """The ids of `text` (n,) int32. Lone surrogates become U+FFFD. Raises DataError for what the vocabulary cannot say."""
+        """The ids of `text`, (n,) int32; lone surrogates become U+FFFD.
+
+        Raises DataError for what the vocabulary cannot say."""
         return self._encoder(_valid(text))
 
     def token_bytes(self, token: int) -> bytes:
@@ -87,7 +92,7 @@ class Tokenizer:
         return self.tokens[token]
 
     def decode(self, ids) -> str:
-        """The text of ids; bytes that are not UTF-8 become U+FFFD. Raises DataError for an id outside the vocabulary."""
+        """The text of ids; bytes that are not UTF-8 become U+FFFD. Raises DataError for ids outside the vocabulary."""
         return b"".join(self.token_bytes(int(token)) for token in ids).decode("utf-8", "replace")
 
     @cached_property
@@ -129,16 +134,15 @@ def _valid(text: str) -> str:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-# --- encoders, one per kind: tokenizer -> (text -> ids) -----------------------------------------------------------------
+# --- encoders, one per kind: tokenizer -> (text -> ids) ---------------------------------------------------------------
 
 
 def _gpt2_encoder(tokenizer: Tokenizer) -> Callable[[str], np.ndarray]:
     import tiktoken  # here, because only encoding needs it
 
     ranks = {token: rank for rank, token in enumerate(tokenizer.tokens) if rank != tokenizer.eot}
-    encoding = tiktoken.Encoding(
-        "gpt2", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: tokenizer.eot}, explicit_n_vocab=len(tokenizer.tokens)
-    )
+    special = {END_OF_TEXT: tokenizer.eot}
+    encoding = tiktoken.Encoding("gpt2", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens=special)
     return lambda text: encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int32)
 
 
@@ -149,17 +153,22 @@ def _byte_encoder(tokenizer: Tokenizer) -> Callable[[str], np.ndarray]:
             ids[piece[0]] = token
 
     def encode(text: str) -> np.ndarray:
-        row = ids[np.frombuffer(text.encode(), np.uint8)]
+        raw = np.frombuffer(text.encode(), np.uint8)
+        row = ids[raw]
         if (row < 0).any():
             at = int((row < 0).argmax())
-            raise DataError(f"byte 0x{text.encode()[at]:02x} at offset {at} of the text is not in this vocabulary of {tokenizer.vocab_size} tokens")
+            size = tokenizer.vocab_size
+            raise DataError(
+                f"byte 0x{raw[at]:02x} at offset {at} of the text is not in this vocabulary of {size} tokens"
+            )
         return row
 
     return encode
 
 
 def _char_encoder(tokenizer: Tokenizer) -> Callable[[str], np.ndarray]:
-    known = sorted((ord(piece.decode()), token) for token, piece in enumerate(tokenizer.tokens) if token != tokenizer.eot)
+    pieces = enumerate(tokenizer.tokens)
+    known = sorted((ord(piece.decode()), token) for token, piece in pieces if token != tokenizer.eot)
     points, ids = np.array(known, np.int64).reshape(-1, 2).T
 
     def encode(text: str) -> np.ndarray:
@@ -169,8 +178,8 @@ def _char_encoder(tokenizer: Tokenizer) -> Callable[[str], np.ndarray]:
         if unknown.any():
             at = int(unknown.argmax())
             raise DataError(
-                f"character {text[at]!r} at position {at} of the text is not among the {points.size} this tokenizer was made from: "
-                "leave it out, or train with --tokenizer byte, which knows every character"
+                f"character {text[at]!r} at position {at} of the text is not among the {points.size} of this "
+                "tokenizer: leave it out, or train with --tokenizer byte, which knows every character"
             )
         return ids[place].astype(np.int32)
 
@@ -181,15 +190,15 @@ def _table_encoder(tokenizer: Tokenizer) -> Callable[[str], np.ndarray]:
     if all(len(piece) == 1 for token, piece in enumerate(tokenizer.tokens) if token != tokenizer.eot):
         return _byte_encoder(tokenizer)
     raise DataError(
-        f"a vocabulary of {tokenizer.vocab_size} tokens without its merges can only decode: give token ids, or a model trained with "
-        "--tokenizer gpt2, byte or char"
+        f"this vocabulary of {tokenizer.vocab_size} tokens can only decode (its merges are not known): "
+        "use a model trained with --tokenizer gpt2, byte or char"
     )
 
 
 _ENCODERS = {"gpt2": _gpt2_encoder, "char": _char_encoder, "byte": _byte_encoder, "table": _table_encoder}
 
 
-# --- what a file of each kind must hold: tokens, eot -> problem or "" ----------------------------------------------------
+# --- what a file of each kind must hold: tokens, eot -> problem or "" -------------------------------------------------
 
 
 def _check_gpt2(tokens: list[bytes], eot: int) -> str:

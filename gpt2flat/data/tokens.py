@@ -1,4 +1,4 @@
-"""The token loader, with llm.c's semantics (llmc/dataloader.h): shards of B*T+1-token reads, shuffled to the bit as llm.c does.
+"""The token loader, with llm.c's semantics (llmc/dataloader.h): the same batches, shuffled to the bit as llm.c does.
 
 A shard is a token file or an array in memory. Batches are copied by position from an open file, never through a map."""
 
@@ -60,7 +60,7 @@ class FileShard:
             raise DataError(f"{problem} (it was whole when the run started)") from None
         if count != self.count:
             self.close()
-            raise DataError(f"{self.name}: found {count} tokens, expected the {self.count} that were there when the run started")
+            raise DataError(f"{self.name}: found {count} tokens, expected the {self.count} of when the run started")
 
     def close(self) -> None:
         if self._file is not None:
@@ -84,14 +84,16 @@ class ArrayShard:
 class TokenLoader:
     """Batches from a list of shards, epoch after epoch.
 
-    A sample is nproc*B*T neighbouring tokens, of which rank r reads its r-th B*T and one more; the tail of a shard that fills
-    no sample is unused. `batches` samples make an epoch; `num_tokens` counts all tokens. With `shuffle` the shards and the
-    samples within each are permuted anew every epoch (seed 42 + rank); without, they come in order."""
+    A sample is nproc*B*T neighbouring tokens, of which rank r reads the r-th B*T and one more; the tail of a shard that
+    fills no sample is unused. `batches` samples make an epoch; `num_tokens` counts all tokens. With `shuffle` the
+    shards and the samples of each are permuted anew every epoch (seed 42 + rank); without, they come in order."""
 
     def __init__(self, shards, B: int, T: int, vocab_size: int, shuffle: bool = False, rank: int = 0, nproc: int = 1):
         """shards: Shards with ids below vocab_size. Raises DataError for a shard too short to hold one sample."""
         if B < 1 or T < 1 or not 0 <= rank < nproc:
-            raise UsageError(f"batch size {B}, sequence length {T}, rank {rank} of {nproc}: expected B, T >= 1 and 0 <= rank < nproc")
+            raise UsageError(
+                f"batch size {B}, sequence length {T}, rank {rank} of {nproc}: expected B, T >= 1, rank < nproc"
+            )
         if not shards:
             raise DataError("no token shards, expected at least one")
         self.shards, self.B, self.T, self.vocab_size = list(shards), B, T, vocab_size
@@ -100,14 +102,15 @@ class TokenLoader:
         for shard in self.shards:
             if shard.count < self._sample_tokens + 1:
                 raise DataError(
-                    f"{shard.name}: found {shard.count} tokens, expected at least {self._sample_tokens + 1} for {nproc} x {B} x {T} "
-                    "and the next one: give more text, or a smaller --batch-size or --seq-len"
+                    f"{shard.name}: found {shard.count} tokens, expected at least {self._sample_tokens + 1} for a "
+                    f"batch of {nproc} x {B} x {T} and the token after it: give more text, or a smaller --batch-size "
+                    "or --seq-len"
                 )
         self.num_tokens = sum(shard.count for shard in self.shards)
         self.batches = sum(map(self._samples, self.shards))
         self._stream = Stream(SHUFFLE_SEED + rank) if shuffle else None
         self._shard_order = np.arange(len(self.shards))
-        self._epoch, self._index, self._sample, self._sample_order = -1, 0, 0, None
+        self._epoch, self._shard = -1, self.shards[0]
         self.reset()
 
     def reset(self) -> None:
@@ -141,10 +144,6 @@ class TokenLoader:
         """The ids of the shard being read; a memory map if it is a file. For looking only."""
         return self._shard.tokens
 
-    @property
-    def _shard(self) -> Shard:
-        return self.shards[self._shard_order[self._index]]
-
     def _samples(self, shard: Shard) -> int:
         return (shard.count - 1) // self._sample_tokens
 
@@ -155,24 +154,24 @@ class TokenLoader:
             self._enter(self._index + 1)
 
     def _enter(self, index: int) -> None:
-        before = self._shard
-        self._index, self._sample = index, 0
-        if before is not self._shard:
-            before.close()
-        n = self._samples(self._shard)
+        shard = self.shards[self._shard_order[index]]
+        if shard is not self._shard:
+            self._shard.close()
+        self._shard, self._index, self._sample = shard, index, 0
+        n = self._samples(shard)
         self._sample_order = self._stream.permutation(n) if self._stream else range(n)
 
     def _check(self, ids: np.ndarray, shard: Shard, offset: int) -> None:
         for place in (int(ids.argmax()), int(ids.argmin())):
             if not 0 <= ids[place] < self.vocab_size:
                 raise DataError(
-                    f"{shard.name}: token {offset + place} is id {ids[place]}, expected 0 to {self.vocab_size - 1}: this data was made "
-                    "with another tokenizer than the model; prepare it again or take a model with a larger vocabulary"
+                    f"{shard.name}: token {offset + place} is id {ids[place]}, expected 0 to {self.vocab_size - 1}: "
+                    "the data was made with another tokenizer than the model's; prepare it again or take another model"
                 )
 
 
 def find_shards(pattern) -> list[FileShard]:
-    """The token files that a path or glob pattern names, sorted as C sorts bytes. Raises DataError if there are none."""
+    """The token files that a path or glob pattern names, sorted by bytes. Raises DataError if there are none."""
     pattern = os.fspath(pattern)
     paths = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern), key=os.fsencode)
     if not paths:

@@ -14,7 +14,7 @@ from ..errors import CheckpointError, Gpt2FlatError
 class RegularFile:
     """A regular file opened for reading; `size` is its length in bytes at opening. Use it in a `with`, or close() it.
 
-    error: the class raised when the file cannot be opened; short: when it ends too early or cannot be read (default: error)."""
+    error: the class raised when the file cannot be opened; short: when it ends too early (default: the same)."""
 
     def __init__(self, path, error: type[Gpt2FlatError], short: type[Gpt2FlatError] | None = None):
         self.path, self._short, self._fd = Path(path), short or error, -1
@@ -41,8 +41,8 @@ class RegularFile:
                 raise self._short(f"{self.path}: cannot be read: {_reason(problem)}") from None
             if got == 0:
                 raise self._short(
-                    f"{self.path}: found {wanted - len(rest)} bytes at offset {offset}, expected {wanted}: the file was "
-                    "cut short, perhaps while in use; copy it again"
+                    f"{self.path}: found {wanted - len(rest)} bytes at offset {offset}, expected {wanted}: the file "
+                    "was cut short, perhaps while in use; copy it again"
                 )
             rest = rest[got:]
 
@@ -71,8 +71,9 @@ def write_atomically(path, *buffers) -> None:
     """Writes the buffers (bytes or contiguous arrays), one behind the other, as the file `path`: all of it or nothing.
 
     The bytes go to a new file beside the target, reach the disk, and only then take the name, so `path` may be the file
-    the data was loaded from. An existing target keeps its mode and, where allowed, its owner; a symbolic link is replaced.
-    Raises CheckpointError with the system's reason; the target is then as it was and nothing is left behind."""
+    the data was loaded from. A target keeps its mode and, where allowed, its owner; a symbolic link is replaced.
+    Raises CheckpointError with the system's reason; nothing is left behind, and the target is as it was (or, if only
+    the last step failed, the sync of its folder, wholly new)."""
     path = Path(path)
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp") if path.name else path
     fd = -1

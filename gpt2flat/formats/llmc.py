@@ -1,7 +1,7 @@
 """llm.c's .bin files to the byte: checkpoints, token files, tokenizers. The only home of magic numbers.
 
-Every file starts with 256 little-endian int32. They become Python integers, are capped, and must account for the size of
-the file exactly before anything is allocated. Layouts: llm.c's train_gpt2.py, dev/data/data_common.py, llmc/tokenizer.h."""
+Every file starts with 256 little-endian int32. They become Python integers, are capped, and must account for the size
+of the file exactly before anything is allocated. Layouts: llm.c's train_gpt2.py, data_common.py and tokenizer.h."""
 
 import struct
 import sys
@@ -11,11 +11,6 @@ import numpy as np
 
 from ..errors import CheckpointError, DataError, FormatError, UnsupportedCPUError
 from .files import RegularFile, write_atomically
-
-__all__ = [
-    "HEADER_BYTES", "TOKEN_DTYPE", "TOKENIZER_KINDS", "CheckpointError", "checkpoint_header", "kind_of", "open_tokens",
-    "read_checkpoint_header", "read_payload_into", "read_tokenizer", "write_atomically", "write_tokenizer", "write_tokens",
-]  # fmt: skip
 
 if sys.byteorder != "little":
     raise UnsupportedCPUError("this machine is big-endian: gpt2flat's files and kernels are little-endian")
@@ -79,14 +74,16 @@ def _read_header(file: RegularFile, magic: int, used: int) -> list[int]:
     """The 256 header words of `file`; its magic is checked, and that all words from `used` on are zero."""
     wanted = KINDS[magic]
     if file.size < HEADER_BYTES:
-        raise FormatError(f"{file.path}: found {file.size} bytes, expected {wanted}, which starts with {HEADER_BYTES} bytes of header")
+        raise FormatError(
+            f"{file.path}: found {file.size} bytes, expected {wanted} with its header of {HEADER_BYTES} bytes"
+        )
     raw = file.read(0, HEADER_BYTES)
     words = list(struct.unpack("<256i", raw))
     if words[0] != magic:
         raise FormatError(f"{file.path}: {_what_else(raw, words[0])}, expected {wanted}")
     for index in range(used, 256):
         if words[index]:
-            raise FormatError(f"{file.path}: reserved header word {index} is {words[index]}, expected 0: not {wanted} this program knows")
+            raise FormatError(f"{file.path}: reserved header word {index} is {words[index]}, expected 0 in {wanted}")
     return words
 
 
@@ -110,27 +107,29 @@ def _check_size(file: RegularFile, payload: int, what: str) -> None:
         )
 
 
-# --- checkpoints (magic 20240326, version 3: float32, padded vocabulary) ----------------------------------------------
+# --- checkpoints (version 3: float32, padded vocabulary) --------------------------------------------------------------
 
 
 def read_checkpoint_header(path, parameters) -> dict[str, int]:
     """The dims of a checkpoint: {"maxT", "V", "L", "NH", "C", "Vp"}.
 
-    parameters: function from these dims to the number of float32 that the tensor table asks for; the size of the file must
-    agree to the byte. Raises FormatError for any file that is not such a checkpoint, CheckpointError if it cannot be opened."""
+    parameters: the function from these dims to the number of float32 that the tensor table asks for; the size of the
+    file must agree to the byte.
+    Raises FormatError for a file that is no such checkpoint, CheckpointError if it cannot be opened."""
     with RegularFile(path, CheckpointError) as file:
         words = _read_header(file, CHECKPOINT, used=8)
         version = words[1]
         if version in OTHER_CHECKPOINTS:
             raise FormatError(
-                f"{path}: is a checkpoint of version {version} ({OTHER_CHECKPOINTS[version]}), expected version 3 (float32): "
-                "write it again with llm.c's train_gpt2.py, which makes gpt2_124M.bin"
+                f"{path}: is a checkpoint of version {version} ({OTHER_CHECKPOINTS[version]}), expected version 3 "
+                "(float32): write it again with llm.c's train_gpt2.py, which makes gpt2_124M.bin"
             )
         if version != CHECKPOINT_VERSION:
             raise FormatError(f"{path}: checkpoint version {version}, expected {CHECKPOINT_VERSION}")
         dims = {name: words[dim.word] for name, dim in DIMS.items()}
         _check_dims(path, dims)
-        _check_size(file, 4 * parameters(dims), "these dims, " + ", ".join(f"{name} {value}" for name, value in dims.items()))
+        listed = ", ".join(f"{name} {value}" for name, value in dims.items())
+        _check_size(file, 4 * parameters(dims), f"float32 of the dims {listed}")
     return dims
 
 
@@ -139,9 +138,11 @@ def _check_dims(where, dims: dict[str, int]) -> None:
         if not 1 <= dims[name] <= cap:
             raise FormatError(f"{where}: {name} ({meaning}) is {dims[name]}, expected 1 to {cap}")
     if dims["C"] % dims["NH"]:
-        raise FormatError(f"{where}: {dims['C']} channels cannot be shared by {dims['NH']} heads, expected C to be a multiple of NH")
+        raise FormatError(
+            f"{where}: C {dims['C']} is not a multiple of NH {dims['NH']}: heads must share the channels evenly"
+        )
     if dims["V"] > dims["Vp"]:
-        raise FormatError(f"{where}: the vocabulary {dims['V']} is larger than its padded size {dims['Vp']}, expected V <= Vp")
+        raise FormatError(f"{where}: the vocabulary V {dims['V']} is larger than Vp {dims['Vp']}, expected V <= Vp")
 
 
 def checkpoint_header(dims: dict[str, int]) -> bytes:
@@ -162,7 +163,7 @@ def read_payload_into(path, offset: int, view) -> None:
         file.read_into(offset, view)
 
 
-# --- token files (magic 20240520, version 1: uint16) -------------------------------------------------------------------
+# --- token files (version 1: uint16) ----------------------------------------------------------------------------------
 
 
 def open_tokens(path) -> tuple[RegularFile, int]:
@@ -195,12 +196,14 @@ def write_tokens(path, ids) -> None:
         raise DataError(f"{path}: {ids.size} tokens, expected 1 to 2^31 - 1 in one file: write several shards")
     for extreme in (int(ids.argmin()), int(ids.argmax())):
         if not 0 <= ids[extreme] < 1 << 16:
-            raise DataError(f"{path}: token {extreme} is id {ids[extreme]}, expected 0 to 65535: a token file holds 16 bits per id")
+            raise DataError(
+                f"{path}: token {extreme} is id {ids[extreme]}, expected 0 to 65535, the ids a token file holds"
+            )
     header = struct.pack("<256i", TOKENS, TOKENS_VERSION, ids.size, *[0] * 253)
     write_atomically(path, header, np.ascontiguousarray(ids, TOKEN_DTYPE))
 
 
-# --- tokenizers (magic 20240328, versions 1 and 2: length byte + bytes per token) ---------------------------------------
+# --- tokenizers (versions 1 and 2: length byte + bytes per token) -----------------------------------------------------
 
 
 def read_tokenizer(path) -> tuple[str, list[bytes], int]:
@@ -221,7 +224,7 @@ def read_tokenizer(path) -> tuple[str, list[bytes], int]:
         if not 0 <= eot < count:
             raise FormatError(f"{path}: end-of-text is token {eot}, expected 0 to {count - 1}")
         if not 0 <= kind < len(TOKENIZER_KINDS):
-            raise FormatError(f"{path}: tokenizer kind {kind}, expected 0 to {len(TOKENIZER_KINDS) - 1}: made by a newer version?")
+            raise FormatError(f"{path}: tokenizer of kind {kind}, expected 0 to {len(TOKENIZER_KINDS) - 1}")
         if not 2 * count <= file.size - HEADER_BYTES <= 256 * count:
             raise FormatError(f"{path}: found {file.size} bytes, which cannot hold {count} tokens of 1 to 255 bytes")
         payload = file.read(HEADER_BYTES, file.size - HEADER_BYTES)
@@ -234,7 +237,9 @@ def _parse_tokens(path, payload: bytes, count: int) -> list[bytes]:
         length = payload[at] if at < len(payload) else 0
         if length == 0 or at + 1 + length > len(payload):
             problem = "is empty" if at < len(payload) and length == 0 else "is cut short"
-            raise FormatError(f"{path}: token {token} of {count} {problem} at byte {HEADER_BYTES + at}: copy or write the file again")
+            raise FormatError(
+                f"{path}: token {token} of {count} {problem} at byte {HEADER_BYTES + at}: copy the file again"
+            )
         tokens.append(payload[at + 1 : at + 1 + length])
         at += 1 + length
     if at != len(payload):
@@ -243,7 +248,7 @@ def _parse_tokens(path, payload: bytes, count: int) -> list[bytes]:
 
 
 def write_tokenizer(path, kind: str, tokens: list[bytes], eot: int) -> None:
-    """Writes a version 2 tokenizer. Raises FormatError for tokens it cannot hold, CheckpointError if it cannot be written."""
+    """Writes a version 2 tokenizer. Raises FormatError for tokens it cannot hold, CheckpointError on failure."""
     if not 1 <= len(tokens) <= MAX_VOCAB or not 0 <= eot < len(tokens):
         raise FormatError(f"{path}: {len(tokens)} tokens with end-of-text {eot} do not make a tokenizer")
     for token, text in enumerate(tokens):
