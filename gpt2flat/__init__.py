@@ -1,9 +1,12 @@
 """gpt2flat: train GPT-2 on CPUs, with every float in one flat buffer.
 
-from gpt2flat import Model, GPT2Config          (design and reading order: README.md)"""
+from gpt2flat import Model, GPT2Config          (what it can do and where to read on: README.md)"""
 
 from .arch.gpt2 import GPT2Config
+from .generation.sample import generate
 from .model import Model
+
+Model.generate = generate  # sampling lies a floor above the model
 
 __version__ = "0.1.0"
 __all__ = ["GPT2Config", "Model"]

@@ -1,11 +1,11 @@
 """python -m gpt2flat.info [MODEL]: what a model is made of: its memory map, its bound program, the program as code."""
 
-import argparse
 import sys
 from pathlib import Path
 
 from .arch import gpt2
-from .errors import CheckpointError, Gpt2FlatError
+from .command import Parser, number, run
+from .errors import CheckpointError
 from .formats import llmc
 from .memory.arena import human
 from .memory.picture import as_svg, as_text
@@ -13,11 +13,11 @@ from .model import Model
 from .program import Call, Program
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="gpt2flat info", description=__doc__.split(": ", 1)[1], allow_abbrev=False)
+def parser() -> Parser:
+    p = Parser("gpt2flat info", description=__doc__.split(": ", 1)[1])
     p.add_argument("model", nargs="?", default="d12", metavar="MODEL", help="a .bin checkpoint, a descriptor (d12) or a preset (tiny)")
-    p.add_argument("-b", "--batch-size", type=int, default=4, metavar="B")
-    p.add_argument("-t", "--seq-len", type=int, metavar="T", help="default 64, or the block size if that is smaller")
+    p.add_argument("-b", "--batch-size", type=number("--batch-size", int, 1), default=4, metavar="B")
+    p.add_argument("-t", "--seq-len", type=number("--seq-len", int, 1), metavar="T", help="default 64, or the block size if that is smaller")
     p.add_argument("--attention", choices=list(gpt2.ATTENTION), default="flash")
     p.add_argument("--program", action="store_true", help="print every call with shapes, flops and bytes")
     p.add_argument("--as-code", action="store_true", help="print the program as straight-line Python, one kernel call a line")
@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
 
 def open_model(name: str, attention: str) -> Model:
     """An empty model of the named shape; only the header of a checkpoint is read."""
-    if name.endswith(".bin"):
+    if name not in gpt2.PRESETS and (name.endswith(".bin") or Path(name).exists()):
         dims = llmc.read_checkpoint_header(name, lambda d: gpt2.GPT2Config.of_dims(d).num_parameters)
         return Model(gpt2.GPT2Config.of_dims(dims), attention)
     return Model(gpt2.config_of(name), attention)
@@ -64,28 +64,28 @@ def describe(model: Model, name: str, B: int, T: int) -> str:
     )
 
 
+def body(argv: list[str]) -> None:
+    args = parser().parse(argv)
+    model = open_model(args.model, args.attention)
+    B, T = args.batch_size, args.seq_len or min(64, model.config.block_size)
+    program = model.program(B, T)
+    layouts = model.layouts(program)
+    title = describe(model, args.model, B, T)
+    if args.as_code:
+        print(as_code(program))
+    elif args.program:
+        print(listing(program))
+    else:
+        print(f"{title}\n{as_text(layouts)}")
+    if args.map:
+        try:
+            Path(args.map).write_text(as_svg(layouts, title))
+        except OSError as error:
+            raise CheckpointError(f"{args.map}: {error.strerror}; name a file in a folder that can be written") from None
+
+
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    try:
-        model = open_model(args.model, args.attention)
-        B, T = args.batch_size, args.seq_len or min(64, model.config.block_size)
-        program = model.program(B, T)
-        layouts = model.layouts(program)
-        if args.as_code:
-            print(as_code(program))
-        elif args.program:
-            print(listing(program))
-        else:
-            print(describe(model, args.model, B, T) + "\n" + as_text(layouts))
-        if args.map:
-            try:
-                Path(args.map).write_text(as_svg(layouts, describe(model, args.model, B, T)))
-            except OSError as error:
-                raise CheckpointError(f"{args.map}: {error.strerror}; name a file in a folder that can be written") from None
-    except Gpt2FlatError as error:
-        print(f"gpt2flat info: {error}", file=sys.stderr)
-        return error.code
-    return 0
+    return run("info", body, argv)
 
 
 if __name__ == "__main__":

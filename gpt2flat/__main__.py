@@ -1,0 +1,37 @@
+"""`gpt2flat <command>`, the same as `python -m gpt2flat.<command>`."""
+
+import importlib
+import sys
+
+from .command import run
+from .errors import UsageError
+
+COMMANDS = {
+    "train": "train a model, from scratch or from a checkpoint",
+    "generate": "write text with a trained model",
+    "info": "print the memory map and the program of a model",
+}
+
+
+def usage() -> str:
+    lines = [f"  {name:10} {what}" for name, what in COMMANDS.items()]
+    return "\n".join(["usage: gpt2flat <command> [flags]", "", *lines, "", "gpt2flat <command> --help lists its flags"])
+
+
+def main() -> int:
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in COMMANDS:
+        del sys.argv[1]
+        return importlib.import_module(f"gpt2flat.{name}").main()
+    if name in ("", "-h", "--help", "help"):
+        print(usage())
+        return 0
+
+    def refuse(argv: list[str]):
+        raise UsageError(f"no command {name!r}; there are {', '.join(COMMANDS)}")
+
+    return run("", refuse)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

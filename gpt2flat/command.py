@@ -1,0 +1,171 @@
+"""What the commands share: a parser whose errors are one line, the way a command ends, facts about the machine.
+
+A failure that a user can cause becomes one line on stderr and the exit code of its class (errors.py); Ctrl-C ends with
+130, a reader of the output that went away with 141."""
+
+import argparse
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from . import __version__
+from .errors import Gpt2FlatError, UsageError
+from .kernels import cpu_name
+
+INTERRUPTED, BROKEN_PIPE, FILE_TROUBLE = 130, 141, 5
+
+
+class Parser(argparse.ArgumentParser):
+    """Long flags with - or _, none abbreviated; every mistake raises UsageError. unknown(flag): what to say about one
+    that is not there."""
+
+    def __init__(self, *args, unknown: Callable[[str], str] = "{} is no flag of this command".format, **kwargs):
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+        self._unknown = unknown
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        spelled = [_with_dashes(word) for word in argv]
+        for word in spelled:
+            # argparse would take -bq for -b with the value q
+            if re.match("-[a-zA-Z][^ ]*$", word) and word.split("=")[0] not in self._option_string_actions:
+                raise UsageError(self._unknown(word))
+        values, rest = self.parse_known_args(spelled)
+        if rest:
+            flag = next((word for word in rest if word.startswith("-") and len(word) > 1), None)
+            extra = f"{rest[0]!r} is one argument too many: --help lists the flags"
+            raise UsageError(self._unknown(flag.split("=")[0]) if flag else extra)
+        return values
+
+    def error(self, message: str):
+        raise UsageError(f"{message}: --help lists the flags")
+
+
+def _with_dashes(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else word
+
+
+def number(flag: str, kind: type, low: float, high: float = float("inf")) -> Callable[[str], int | float]:
+    """A reader of a flag's number, for argparse. It raises UsageError that says what was expected."""
+    limits = f"from {low:g} to {high:g}" if high < float("inf") else f"of at least {low:g}"
+    what = f"a {'whole ' if kind is int else ''}number {limits}"
+
+    def read(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise UsageError(f"{flag} {text}: expected {what}")
+        return value
+
+    return read
+
+
+def run(name: str, body: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Runs a command's body on its arguments and returns the exit code. A user's mistake is printed in one line."""
+    for out in (sys.stdout, sys.stderr):
+        if hasattr(out, "reconfigure"):
+            out.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character gets its number
+    try:
+        code = body(list(sys.argv[1:] if argv is None else argv)) or 0
+        sys.stdout.flush()
+        return code
+    except Gpt2FlatError as problem:
+        return _fail(name, str(problem), problem.code)
+    except KeyboardInterrupt:
+        return _fail(name, "interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it flushes
+        return BROKEN_PIPE
+    except OSError as problem:
+        where = f"{problem.filename}: " if problem.filename else ""
+        return _fail(name, where + (problem.strerror or str(problem)).lower(), FILE_TROUBLE)
+
+
+def _fail(name: str, message: str, code: int) -> int:
+    print(f"gpt2flat {name}: {'; '.join(message.splitlines())}", file=sys.stderr)
+    return code
+
+
+class StopSignal:
+    """Within a `with`, Ctrl-C and SIGTERM only ask for a stop: the loop ends after its update and saves. A second one
+    aborts. Ctrl-C pressed before the `with` just ends the command.
+
+    `number` is the signal that came, 0 before. A signal that the parent made this process ignore stays ignored."""
+
+    def __init__(self):
+        self.number = 0
+        self._before = {}
+
+    def __bool__(self) -> bool:
+        return self.number != 0
+
+    def __enter__(self) -> "StopSignal":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *exc) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame) -> None:
+        if self.number:
+            raise KeyboardInterrupt
+        self.number = number
+
+
+def measure_peak(kernels, threads: int) -> float:
+    """Flops per second of independent FMAs in registers: the most this machine can do just now. Takes about 50 ms."""
+    round_of, rounds, seconds = kernels.peak_round(threads), 256, 0.0
+    while seconds < 0.02:
+        rounds *= 2
+        start = time.perf_counter()
+        round_of(rounds)
+        seconds = time.perf_counter() - start
+    return rounds * kernels.flops_of_peak_round() * threads / seconds
+
+
+def environment(model, peak: float) -> dict[str, object]:
+    """What a run of `model` ran on, for env.json; peak in flops per second."""
+    versions = {"gpt2flat": __version__, "python": platform.python_version()}
+    for package in ("numpy", "cffi", "tiktoken"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="microseconds"), "command": sys.argv, "commit": commit(),
+        "backend": model.kernels.name, "isa": model.kernels.isa, "threads": model.threads, "cpu": cpu_name(),
+        "peak_gflops": round(peak / 1e9, 1), "platform": platform.platform(), "versions": versions,
+    }  # fmt: skip
+
+
+def commit() -> str | None:
+    """The commit of a source tree, or None for an installed copy."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists() or not shutil.which("git"):
+        return None
+    asked = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
+    return asked.stdout.strip() or None
+
+
+def duration(seconds: float) -> str:
+    return (
+        f"{seconds:.1f} s"
+        if seconds < 90
+        else f"{seconds / 60:.1f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )

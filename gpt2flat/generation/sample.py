@@ -1,0 +1,86 @@
+"""Sampling: ids that continue a prompt, one full forward per token. The same seed gives the same ids.
+
+A row that has outgrown the block size sees its last block_size ids. No text here: ids in, ids out."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..errors import KernelArgError, NonFiniteError, UsageError
+
+PLAN = 64  # contexts are padded to a multiple of this, so that the activations are planned once per 64 tokens
+
+
+def generate(model, tokens, max_new_tokens: int = 64, temperature: float = 1.0, top_k: int | None = None,
+             top_p: float | None = None, seed: int = 0, stop: int | None = None) -> np.ndarray:  # fmt: skip
+    """`tokens` and behind them the new ids: (n,) or (B, n) integers in, int32 of shape (n + new,) or (B, n + new) out.
+
+    temperature: logits are divided by it; 0 takes the likeliest id. top_k: only the k likeliest ids. Row r draws from
+    NumPy's PCG64(seed + r). stop: ends once every row has produced this id; a row that has repeats it.
+    Raises KernelArgError and DataError for tokens that do not fit, UsageError for settings that do not."""
+    rows, batched = np.asarray(tokens), np.ndim(tokens) == 2
+    new = list(stream(model, rows, max_new_tokens, temperature, top_k, top_p, seed, stop))
+    whole = np.concatenate([np.atleast_2d(rows), *[ids[:, None] for ids in new]], axis=1).astype(np.int32)
+    return whole if batched else whole[0]
+
+
+def stream(model, tokens, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
+           top_p: float | None = None, seed: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:  # fmt: skip
+    """The new ids of `generate`, one (B,) array per step, as they are made. Arguments are checked before the first."""
+    rows = np.asarray(tokens)
+    if rows.ndim not in (1, 2) or not np.issubdtype(rows.dtype, np.integer) or not rows.size:
+        raise KernelArgError(
+            f"tokens: expected integers of shape (n,) or (B, n), found {rows.dtype} of shape {rows.shape}"
+        )
+    if max_new_tokens < 0 or not 0 <= temperature < math.inf or (top_k is not None and top_k < 1) or seed < 0:
+        raise UsageError(
+            f"max_new_tokens {max_new_tokens}, temperature {temperature}, top_k {top_k}, seed {seed}: "
+            "expected at least 0, 0, 1 and 0"
+        )
+    if top_p is not None:
+        raise UsageError("top_p comes with a later version: leave it out, top_k and temperature are there")
+    return _steps(model, np.atleast_2d(rows), max_new_tokens, temperature, top_k, seed, stop)
+
+
+def _steps(model, rows: np.ndarray, n: int, temperature: float, top_k: int | None, seed: int, stop: int | None):
+    randoms = [np.random.Generator(np.random.PCG64(seed + r)) for r in range(len(rows))]
+    done = np.zeros(len(rows), bool)
+    for _ in range(n):
+        logits = next_logits(model, rows)
+        ids = np.array(
+            [pick(row, temperature, top_k, random) for row, random in zip(logits, randoms, strict=True)], np.int32
+        )
+        if stop is not None:
+            ids[done] = stop
+            done |= ids == stop
+        rows = np.concatenate([rows, ids[:, None]], axis=1)
+        yield ids
+        if done.all():
+            return
+
+
+def next_logits(model, rows: np.ndarray) -> np.ndarray:
+    """The logits of what follows, (B, V) float32, for (B, n) ids of which the last block_size count."""
+    limit = model.config.block_size
+    context = rows[:, -limit:]
+    B, n = context.shape
+    padded = np.zeros((B, min(limit, -(-n // PLAN) * PLAN)), np.int32)
+    padded[:, :n] = context  # attention looks back only, so what stands behind changes nothing
+    return model.logits(padded)[:, n - 1]
+
+
+def pick(logits: np.ndarray, temperature: float, top_k: int | None, random: np.random.Generator) -> int:
+    """One id from a row of logits, by softmax in float64; with temperature 0 the likeliest, the first of equals."""
+    if not np.isfinite(logits).all():
+        raise NonFiniteError("the logits are not finite: the weights of this model are damaged")
+    if temperature == 0:
+        return int(logits.argmax())
+    scaled = (logits.astype(np.float64) - float(logits.max())) / temperature
+    if top_k is not None and top_k < scaled.size:
+        scaled[scaled < np.partition(scaled, -top_k)[-top_k]] = -math.inf
+    cumulative = np.cumsum(np.exp(scaled))
+    place = np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")
+    return int(
+        min(place, np.searchsorted(cumulative, cumulative[-1]))
+    )  # rounding cannot reach past the last possible id

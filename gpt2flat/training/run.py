@@ -1,0 +1,163 @@
+"""A run directory: config.toml env.json metrics.jsonl tokenizer.bin checkpoints/step_00001000/model.bin.
+
+Made once everything else has been checked; found again by when it started and by step numbers, never by file times."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import CheckpointError, UsageError
+from ..formats.llmc import write_atomically
+
+RUNS = Path("runs")
+STEP = re.compile(r"step_(\d{8,})")
+MODEL = "model.bin"
+
+
+class Run:
+    """One run directory, by its path."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+
+    def create(self, settings: dict, environment: dict, tokenizer) -> None:
+        """Makes the directory and what a run starts with.
+
+        settings: see toml(); environment: plain JSON values; tokenizer: may be None. Raises CheckpointError if it
+        cannot be written or another run took the name meanwhile."""
+        with _writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            if any(self.path.iterdir()):
+                raise UsageError(_taken(self.path))
+            (self.path / "checkpoints").mkdir()
+        write_atomically(self.path / "config.toml", toml(settings).encode())
+        write_atomically(self.path / "env.json", (json.dumps(environment, indent=1) + "\n").encode())
+        if tokenizer:
+            tokenizer.save(self.path / "tokenizer.bin")
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def save(self, model, step: int) -> Path:
+        """Writes the checkpoint after `step` updates; returns its model.bin. Raises CheckpointError."""
+        folder = self.path / "checkpoints" / f"step_{step:08d}"
+        with _writing(folder):
+            folder.mkdir(exist_ok=True)
+        model.save(folder / MODEL)
+        return folder / MODEL
+
+    def checkpoint(self) -> Path | None:
+        """The model.bin of the highest step, or None."""
+        steps = {path: STEP.fullmatch(path.parent.name) for path in self.path.glob(f"checkpoints/*/{MODEL}")}
+        found = {path: int(match[1]) for path, match in steps.items() if match}
+        return max(found, key=found.get, default=None)
+
+    @property
+    def started(self) -> str:
+        """When the run started, as env.json says: ISO 8601 in UTC, so it sorts; "" when that cannot be read."""
+        try:
+            started = json.loads((self.path / "env.json").read_text())["started"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+        return started if isinstance(started, str) else ""
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as problem:
+        raise CheckpointError(f"{path}: cannot be written: {(problem.strerror or str(problem)).lower()}") from None
+
+
+# --- which directory -------------------------------------------------------------------------------------------------
+
+
+def new_run(out: str | None, preset: str, data: str) -> Run:
+    """The directory that a run will use; nothing is made yet.
+
+    out: an explicit one, which must be new or empty; None: runs/<preset>-<data>-001, counting up. Raises UsageError for
+    one that is taken, CheckpointError for one that cannot be made."""
+    path = Path(out) if out is not None else _next_name(f"{_plain(preset)}-{_plain(data)}")
+    _require_new(path)
+    return Run(path)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")[:60] or "data"
+
+
+def _next_name(stem: str) -> Path:
+    matches = (re.fullmatch(re.escape(stem) + r"-(\d{3,9})", path.name) for path in _runs())
+    return RUNS / f"{stem}-{max((int(match[1]) for match in matches if match), default=0) + 1:03d}"
+
+
+def _runs() -> list[Path]:
+    return list(RUNS.iterdir()) if RUNS.is_dir() else []
+
+
+def _require_new(path: Path) -> None:
+    with _writing(path):
+        if os.path.lexists(path):
+            if not path.is_dir():
+                raise CheckpointError(
+                    f"{path}: is not a directory, expected a new or empty one: name another with --out"
+                )
+            if any(path.iterdir()):
+                raise UsageError(_taken(path))
+    nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        what = "is not writable" if nearest.is_dir() else "is not a directory"
+        raise CheckpointError(f"{path}: cannot be made, {nearest} {what}: name another place with --out")
+
+
+def _taken(path: Path) -> str:
+    number = next(i for i in range(2, 1 << 30) if not os.path.lexists(f"{path}-{i}"))
+    return (
+        f"--out {path}: is not empty, and a run starts in a new directory: name another, such as --out {path}-{number}"
+    )
+
+
+# --- finding a checkpoint --------------------------------------------------------------------------------------------
+
+
+def find_checkpoint(where: str | None) -> Path:
+    """The .bin file that `where` names: itself, that of a checkpoint directory, or of the highest step of a run; None:
+    of the newest run under runs/ that has one. Raises CheckpointError when there is none."""
+    if where is None:
+        runs = [Run(path) for path in _runs() if path.is_dir()]
+        found = [(run.started, run.path.name, run.checkpoint()) for run in runs]
+        found = [entry for entry in found if entry[2]]
+        if not found:
+            raise CheckpointError(f"{RUNS}/: no run with a checkpoint is there: train one first, or name a .bin file")
+        return max(found)[2]
+    path = Path(where)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise CheckpointError(f"{where}: no such file or directory, expected a run directory or a .bin checkpoint")
+    found = path / MODEL if (path / MODEL).is_file() else Run(path).checkpoint()
+    if not found:
+        raise CheckpointError(f"{where}: holds no checkpoint, expected checkpoints/step_.../{MODEL} or {MODEL} in it")
+    return found
+
+
+# --- config.toml -----------------------------------------------------------------------------------------------------
+
+
+def toml(values: dict[str, str | int | float | bool | None]) -> str:
+    """A flat TOML table; None is left out. Floats keep every digit (toml.io, v1.0)."""
+    return "".join(f"{key} = {_toml_value(value)}\n" for key, value in values.items() if value is not None)
+
+
+def _toml_value(value) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        # JSON's escapes are TOML's, but for DEL, and surrogates that UTF-8 cannot hold
+        return json.dumps(value.encode("utf-8", "replace").decode(), ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)

@@ -1,0 +1,303 @@
+"""Runs any kernel of the op table on hostile memory and compares it with its float64 reference.
+
+A Case says which kernel, which dims, which kind of numbers; shapes, roles, dtypes and flags come from the op table.
+Every array has guard words on both sides and a base 0 to 60 bytes from a cache line; what is written is filled with NaN
+before; scratch has the exact size that the kernel asks for; what is read must come back unchanged."""
+
+import functools
+import os
+import subprocess
+import sys
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+import truth
+from gpt2flat import kernels
+from gpt2flat.kernels.ops import I32, KERNELS, OP_OF, OPS
+from gpt2flat.memory import axes as ax
+
+GUARD, LINE = 64, 16  # words
+PATTERN = 0x7FC0DEAD  # a NaN as a float, far out of range as an index
+SLACK = 2.0  # the bounds are those of the written formula; a kernel may multiply by a reciprocal where that divides
+FILLS = ("normal", "large", "small", "mixed", "constant", "whole", "onehot")
+KNOBS = dict(lr=1e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, correction1=0.271, correction2=0.142625,
+             grad_scale=0.5)  # fmt: skip
+
+# Awkward sizes by free dim: around the vector widths, the tiles and the blocks of csrc. What derives: N, NH, Vp, maxT.
+SIZES = {
+    "B": (1, 3, 2), "T": (1, 64, 65, 193, 7, 129, 192), "N": (1, 33, 65, 7, 130, 16),
+    "C": (1, 16, 49, 768, 193, 17, 8, 31),
+    "OC": (1, 47, 16, 193, 9, 48, 97), "KVH": (1, 2, 1, 3), "group": (1, 1, 2), "HS": (1, 16, 17, 64, 8, 33),
+    "V": (2, 193, 50, 192, 17, 387), "pad": (0, 15, 1), "extra": (0, 3), "R": (1024, 3, 16, 1, 32),
+    "P": (1, 17, 4097, 65537, 140001),
+}  # fmt: skip
+# Sizes that only one op's blocking makes special: K > 768 and M > 1024 of each of the three GEMMs, two blocks of keys.
+EDGES = {
+    "linear": (dict(N=1030, C=9, OC=50), dict(N=13, C=785, OC=33), dict(N=9, C=50, OC=1799)),
+    "attention": (dict(B=1, T=261, NH=2, KVH=1, HS=20), dict(B=1, T=385, NH=1, KVH=1, HS=7)),
+    "attention_standard": (dict(B=1, T=261, NH=2, KVH=1, HS=20),),
+    "classifier": (dict(N=8, C=20, V=200, Vp=256, R=3), dict(N=1030, C=5, V=30, Vp=32, R=1030)),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of one kernel. acc: bit i is the i-th accumulate flag. absent: optional arguments are NULL."""
+
+    kernel: str
+    sizes: tuple[tuple[str, int], ...]
+    fill: str = "normal"
+    acc: int = 0
+    absent: bool = False
+    p_drop: float = 0.0
+    offset: int = 0
+    poison: str = ""  # the input that holds one NaN
+
+    @property
+    def dims(self) -> dict[str, int]:
+        return dict(self.sizes)
+
+    def __str__(self) -> str:
+        words = [self.kernel, *(f"{d}{n}" for d, n in self.sizes), self.fill, f"acc{self.acc}"]
+        return "-".join(words + ["absent"] * self.absent + [f"poison_{self.poison}"] * bool(self.poison))
+
+
+def dims_of(op, free: dict[str, int]) -> tuple[tuple[str, int], ...]:
+    """The dims of an op from sizes that may be chosen freely, so that the conditions of kernels.h hold."""
+    names = op.dims.split()
+    derived = {"NH": free["KVH"] * free["group"], "Vp": free["V"] + free["pad"], "maxT": free["T"] + free["extra"]}
+    if "T" in names:
+        derived["N"] = free["B"] * free["T"]
+    return tuple((name, derived.get(name, free.get(name))) for name in names)
+
+
+def grid(op, count: int = 8):
+    """`count` combinations of awkward sizes, then the op's own edges."""
+    for i in range(count):
+        yield dims_of(op, {dim: sizes[i % len(sizes)] for dim, sizes in SIZES.items()})
+    for edge in EDGES.get(op.name, ()):
+        yield tuple((name, edge[name]) for name in op.dims.split())
+
+
+def modest(op) -> tuple[tuple[str, int], ...]:
+    """One middling, awkward shape."""
+    return dims_of(op, dict(B=2, T=21, N=37, C=35, OC=50, KVH=2, group=2, HS=19, V=203, pad=5, extra=4, R=16, P=70001))
+
+
+# --- inputs
+
+
+def inputs(case: Case) -> dict[str, np.ndarray | None]:
+    """All arguments that hold something before the call, by name; the others start as NaN. Fresh copies."""
+    return {name: None if array is None else array.copy() for name, array in _inputs(case).items()}
+
+
+@functools.lru_cache(maxsize=256)
+def _inputs(case: Case) -> dict[str, np.ndarray | None]:
+    kernel, op = KERNELS[case.kernel], OP_OF[case.kernel]
+    known = {}
+    for arg in op.args("saved") if op.update else ():  # the optimizer's state is read and written
+        state = numbers(case, arg)
+        known[arg.name] = abs(state) if arg.name == "v" else state
+    for arg in op.args("read", "index", "knob", "weight"):
+        known[arg.name] = None if arg.optional and case.absent else numbers(case, arg)
+    if any(arg.const and arg.role in ("written", "saved") for arg in kernel.args):
+        forward = truth.run(op.forward.name, known | keeping(case), case.dims)
+        known |= {arg.name: forward[arg.name].value.astype(np.float32) for arg in op.args("written", "saved")}
+    given = {}
+    for i, arg in enumerate(kernel.args):
+        if arg.role == "gradient" and (arg.const or _accumulates(kernel, case, i)):
+            given[arg.name] = numbers(case, arg)
+        elif arg.name in known and (arg.const or op.update):
+            given[arg.name] = known[arg.name]
+        elif arg.role == "work" and arg.dtype == I32:
+            given[arg.name] = np.zeros(ax.shape(arg.axes, case.dims), np.int32)
+        if arg.optional and case.absent:
+            given[arg.name] = None
+    if case.poison:
+        given[case.poison] = given[case.poison].copy()
+        given[case.poison].flat[_rng(case, case.poison).integers(given[case.poison].size)] = np.nan
+    return given
+
+
+def _accumulates(kernel, case: Case, i: int) -> bool:
+    arg = kernel.args[i]
+    return not arg.const and arg.role == "gradient" and bool(case.acc >> kernel.accs.index(f"acc_{arg.name[1:]}") & 1)
+
+
+def _rng(case: Case, name: str):
+    return np.random.default_rng(zlib.crc32(f"{case.kernel.split('_')[0]}/{name}/{case.sizes}/{case.fill}".encode()))
+
+
+def numbers(case: Case, arg) -> np.ndarray:
+    rng, shape = _rng(case, arg.name), ax.shape(arg.axes, case.dims)
+    if arg.role == "index":
+        low, high = {"targets": (-1, case.dims.get("V")), "tokens": (0, case.dims.get("Vp"))}[arg.name]
+        return rng.integers(low, high, shape).astype(np.int32)
+    if arg.role == "knob":
+        knob = KNOBS | {"p_drop": case.p_drop, "key_drop": 12345}
+        return np.full(shape, knob[arg.name], np.int32 if arg.dtype == I32 else np.float32)
+    normal = rng.normal(size=shape)
+    made = {
+        "normal": lambda: normal,
+        "large": lambda: normal * 100,
+        "small": lambda: normal * 1e-20,  # products are subnormal
+        "mixed": lambda: normal * 10.0 ** rng.uniform(-6, 2, shape),
+        "constant": lambda: np.full(shape, rng.choice([0.7, -1.3, 3.1])),
+        "whole": lambda: rng.integers(-3, 4, shape),
+        "onehot": lambda: _onehot(rng, shape) if arg.role == "gradient" and arg.const else normal,
+    }
+    return made[case.fill]().astype(np.float32)
+
+
+def _onehot(rng, shape) -> np.ndarray:
+    array = np.zeros(shape)
+    array.flat[rng.integers(array.size)] = 1.0
+    return array
+
+
+def keeping(case: Case) -> dict[str, np.ndarray]:
+    """{"keep": which probabilities dropout keeps}, seen through the identity: q = k = 0 and v = 1 give out = att."""
+    if not case.p_drop:
+        return {}
+    B, T, NH = (case.dims[d] for d in ("B", "T", "NH"))
+    inp = np.zeros((B, T, 3, NH, T), np.float32)
+    inp[:, :, 2] = np.eye(T)[None, :, None, :]
+    out = np.empty((B * T, NH * T), np.float32)
+    knobs = {"p_drop": np.float32([case.p_drop]), "key_drop": np.int32([12345])}
+    lse = np.empty((B, NH, T), np.float32)
+    kernels.run("attention_forward", out=out, lse=lse, inp=inp.reshape(B * T, -1), KVH=NH, HS=T, **knobs)
+    return {"keep": out.reshape(B, T, NH, T).swapaxes(1, 2) > 0}
+
+
+# --- memory
+
+
+class Placed:
+    """An array inside guard words, its base `offset` floats behind a cache line."""
+
+    def __init__(self, content: np.ndarray, offset: int):
+        self.raw = np.full(content.size + 2 * GUARD + 2 * LINE, PATTERN, np.int32)
+        self.begin = GUARD + -(self.raw.ctypes.data // 4) % LINE + offset % LINE
+        self.end = self.begin + content.size
+        self.view = self.raw[self.begin : self.end].view(content.dtype).reshape(content.shape)
+        self.view[...] = content
+        self.before = self.view.tobytes()
+
+    def strays(self) -> int:
+        """Guard words that were written."""
+        return int((self.raw[: self.begin] != PATTERN).sum() + (self.raw[self.end :] != PATTERN).sum())
+
+    def changed(self) -> bool:
+        return self.view.tobytes() != self.before
+
+
+def place(case: Case, native, threads: int, home=Placed) -> dict[str, Placed | None]:
+    kernel, op, dims = KERNELS[case.kernel], OP_OF[case.kernel], case.dims | {"NT": threads}
+    given, placed = inputs(case), {}
+    for i, arg in enumerate(kernel.args):
+        content = given.get(arg.name)
+        if content is None and arg.name not in given:
+            shape = (native.scratch(op, dims),) if arg.role == "scratch" else ax.shape(arg.axes, dims)
+            content = np.full(shape, np.nan, np.float32)
+        placed[arg.name] = None if content is None else home(content, case.offset + 5 * i if case.offset else 0)
+    return placed
+
+
+# --- running and comparing
+
+
+def execute(case: Case, native, threads: int = 1, home=Placed) -> dict[str, np.ndarray]:
+    """Runs the case and returns what was written, after the checks that need no reference."""
+    kernel = KERNELS[case.kernel]
+    placed = place(case, native, threads, home)
+    accs = {acc: case.acc >> i & 1 for i, acc in enumerate(kernel.accs)}
+    views = {name: p and p.view for name, p in placed.items()}
+    native.bind(kernel, views, case.dims | {"NT": threads} | accs)()
+    for arg in kernel.args:
+        if placed[arg.name] is None:
+            continue
+        strays = placed[arg.name].strays()
+        assert not strays, f"{case}: {strays} words outside {arg.name} were written"
+        assert not (arg.const and placed[arg.name].changed()), f"{case}: {arg.name} is read only and was changed"
+    if native.openmp():
+        assert native.last_team() == threads, f"{case}: {native.last_team()} threads worked, {threads} were asked for"
+    results = [a.name for a in kernel.args if not a.const and a.role not in ("work", "scratch")]
+    return {name: views[name] for name in results if placed[name]}
+
+
+@functools.lru_cache(maxsize=64)
+def expected(case: Case) -> dict[str, truth.Num]:
+    """What the kernel must write, with bounds: the reference, plus the old values where acc says so."""
+    kernel, given = KERNELS[case.kernel], inputs(case)
+    arrays = {n: a for n, a in given.items() if n in read_by(kernel)}
+    wanted = truth.run(case.kernel, arrays | keeping(case), case.dims)
+    for i, arg in enumerate(kernel.args):
+        if _accumulates(kernel, case, i) and given[arg.name] is not None:
+            wanted[arg.name] = wanted[arg.name].onto(given[arg.name])
+    return wanted
+
+
+def read_by(kernel) -> set[str]:
+    """Names of the arguments whose values a kernel may use."""
+    return {a.name for a in kernel.args if a.const or (OP_OF[kernel.name].update and a.role == "saved")}
+
+
+def check(case: Case, native, threads: int = 1) -> dict[str, np.ndarray]:
+    """execute, then compare every element of every written array with the reference. Returns what was written."""
+    written, wanted = execute(case, native, threads), expected(case)
+    for name, got in written.items():
+        compare(f"{case} on {native.isa}: {name}", got, wanted[name])
+    return written
+
+
+def compare(what: str, got: np.ndarray, want: truth.Num) -> None:
+    error, bound = abs(got.astype(np.float64) - want.value), SLACK * want.err
+    bad = ~(error <= bound)
+    if bad.any():
+        at = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise AssertionError(
+            f"{what}{list(at)} = {got[at]!r}, expected {want.value[at]:.9g} within {bound[at]:.2g} "
+            f"(error {error[at]:.2g}; {int(bad.sum())} of {bad.size} elements are wrong)"
+        )
+
+
+def assert_same_bits(what: str, one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert one.keys() == other.keys(), what
+    for name in one:
+        differ = one[name].view(np.int32) != other[name].view(np.int32)
+        assert not differ.any(), f"{what}: {name} differs in {int(differ.sum())} of {differ.size} elements"
+
+
+def natives() -> list:
+    """The binding of every instruction set that is built here and that this CPU has, in rising order."""
+    return [kernels.backend("c", isa) for isa in kernels.available_isas()]
+
+
+def cases(fills=FILLS) -> list[Case]:
+    """Every kernel: awkward sizes, kinds of numbers, accumulate flags, absent arguments, bases off the cache line."""
+    found = []
+    for name, kernel in KERNELS.items():
+        op, all_accs = OP_OF[name], (1 << len(kernel.accs)) - 1
+        middle = Case(name, modest(op), offset=3)
+        found += [Case(name, sizes, offset=i % 16, acc=i % (all_accs + 1)) for i, sizes in enumerate(grid(op))]
+        found += [replace(middle, fill=fill) for fill in fills]
+        found += [replace(middle, fill="whole", acc=acc) for acc in range(1, all_accs + 1)]
+        found += [replace(middle, acc=all_accs)] * bool(all_accs)
+        if any(arg.optional for arg in kernel.args) or any(arg.optional for arg in op.args("weight", "read")):
+            found += [replace(middle, absent=True)]
+    return list(dict.fromkeys(found))
+
+
+def python(*words: str) -> subprocess.CompletedProcess:
+    """A Python of its own that sees the same package."""
+    path = os.pathsep.join([str(Path(kernels.__file__).parents[2]), str(Path(__file__).parent)])
+    environment = os.environ | {"PYTHONPATH": path}
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120, env=environment)
+
+
+def ops_with_backward() -> list:
+    return [op for op in OPS.values() if not op.update]

@@ -1,0 +1,231 @@
+"""Every kernel of the op table on every instruction set here, against float64; and what must not change a bit."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import harness
+import truth
+from gpt2flat import kernels
+from gpt2flat.kernels.ops import KERNELS, OP_OF
+from harness import Case
+
+NATIVES = harness.natives()
+WIDE = [native for native in NATIVES if native.isa != "scalar"]
+BY_ISA = pytest.mark.parametrize("native", NATIVES, ids=lambda native: native.isa)
+BY_KERNEL = pytest.mark.parametrize("name", KERNELS)
+
+
+def check_everywhere(case: Case) -> None:
+    """The reference on every instruction set, each with its own number of threads; the wide ones agree to the bit."""
+    written = {native.isa: harness.check(case, native, 1 + i) for i, native in enumerate(NATIVES)}
+    for one, other in zip(WIDE, WIDE[1:]):
+        harness.assert_same_bits(f"{case}: {one.isa} and {other.isa}", written[one.isa], written[other.isa])
+
+
+@pytest.mark.parametrize("case", harness.cases(), ids=str)
+def test_kernel_meets_its_reference(case):
+    check_everywhere(case)
+
+
+def free_sizes(largest: int = 70):
+    known = {dim: [n for n in sizes if n <= 200] for dim, sizes in harness.SIZES.items()}
+    sizes = {dim: st.one_of(st.sampled_from(some), st.integers(1, largest)) for dim, some in known.items()}
+    small = {"B": st.integers(1, 3), "KVH": st.integers(1, 3), "group": st.integers(1, 3), "extra": st.integers(0, 9),
+             "pad": st.integers(0, 20), "P": st.integers(1, 5000)}  # fmt: skip
+    return st.fixed_dictionaries(sizes | small)
+
+
+@BY_KERNEL
+@given(free=free_sizes(), fill=st.sampled_from(harness.FILLS), acc=st.integers(0, 7), offset=st.integers(0, 15))
+def test_kernel_meets_its_reference_at_any_shape(name, free, fill, acc, offset):
+    acc %= 1 << len(KERNELS[name].accs)
+    check_everywhere(Case(name, harness.dims_of(OP_OF[name], free), fill, acc, offset=offset))
+
+
+# --- same bits
+
+
+@BY_ISA
+@BY_KERNEL
+def test_same_bits_for_any_number_of_threads(name, native):
+    op = OP_OF[name]
+    for sizes in (harness.modest(op), list(harness.grid(op))[3]):
+        case = Case(name, sizes)
+        alone = harness.execute(case, native, 1)
+        for threads in (2, 3, 8):  # execute asserts that so many worked
+            harness.assert_same_bits(f"{case}: 1 and {threads} threads", alone, harness.execute(case, native, threads))
+
+
+@BY_ISA
+@BY_KERNEL
+def test_same_bits_wherever_the_arrays_lie(name, native):
+    cases = [Case(name, harness.modest(OP_OF[name]), offset=offset) for offset in (0, 1, 7)]
+    alone, *others = [harness.execute(case, native, 2) for case in cases]
+    for other in others:
+        harness.assert_same_bits(f"{name} with shifted bases", alone, other)
+
+
+CLASSIFIER = dict(N=47, C=21, V=199, Vp=208)
+
+
+def classifier_inputs():
+    given = harness.inputs(Case("classifier_train", tuple((CLASSIFIER | {"R": 47}).items())))
+    return {k: given[k] for k in ("inp", "targets", "weight", "dlosses")}
+
+
+def classify(native, route: str, R: int) -> dict[str, np.ndarray]:
+    """losses, lse, dinp, dweight by one visit ("train") or two, with or without the logits that forward held."""
+    N, C, V, Vp = CLASSIFIER.values()
+    given, upstream = classifier_inputs(), {}
+    upstream["dlosses"] = given.pop("dlosses")
+    work = dict(logits=np.full((R, Vp), np.nan, np.float32), held=np.zeros(1, np.int32))
+    shapes = dict(losses=N, lse=N, dinp=(N, C), dweight=(Vp, C))
+    made = {name: np.full(shape, np.nan, np.float32) for name, shape in shapes.items()}
+    rest = dict(V=V, kernels=native, threads=2) | work | given
+    forward, backward = ({n: made[n] for n in names} for names in (("losses", "lse"), ("dinp", "dweight")))
+    if route == "train":
+        kernels.run("classifier_train", **forward, **backward, **upstream, **rest)
+        return made
+    kernels.run("classifier_forward", **forward, **rest)
+    assert work["held"][0] == (N if N <= R else 0)
+    if route in ("again", "part"):  # nothing is held, or not everything
+        work["held"][0] = 0 if route == "again" else N - 1
+        work["logits"][:] = np.nan
+    kernels.run("classifier_backward", **backward, lse=made["lse"], **upstream, **rest)
+    assert work["held"][0] == 0, "dlogits were taken for logits"
+    return made
+
+
+@BY_ISA
+@pytest.mark.parametrize("route", ["train", "held", "again", "part"])
+@pytest.mark.parametrize("R", [47, 100, 16, 1], ids=lambda R: f"{-(-47 // R)}chunks")
+def test_the_head_has_the_same_bits_on_every_route(native, route, R):
+    harness.assert_same_bits(f"{route}, chunks of {R}", classify(native, "train", 47), classify(native, route, R))
+
+
+@BY_ISA
+def test_held_logits_are_those_of_the_input(native):
+    N, C, V, Vp = CLASSIFIER.values()
+    given = classifier_inputs()
+    given.pop("dlosses")
+    work = dict(logits=np.full((N, Vp), np.nan, np.float32), held=np.zeros(1, np.int32))
+    losses, lse = np.empty(N, np.float32), np.empty(N, np.float32)
+    kernels.run("classifier_forward", losses=losses, lse=lse, V=V, kernels=native, **work, **given)
+    harness.compare("logits", work["logits"][:, :V], truth.num(given["inp"]) @ truth.num(given["weight"][:V]).T)
+
+
+# --- dropout
+
+
+ATTENTION = [op.name for op in harness.ops_with_backward() if any(arg.name == "p_drop" for arg in op.args("knob"))]
+DROPPED = dict(B=2, T=70, NH=4, KVH=2, HS=9)
+
+
+@pytest.mark.parametrize("acc", [0, 1])
+@pytest.mark.parametrize("form", ["forward", "backward"])
+@pytest.mark.parametrize("name", ATTENTION)
+def test_dropout_drops_the_same_probabilities_in_every_kernel(name, form, acc):
+    """The mask is read off attention_forward; flash, standard and both backwards must have used the very same one."""
+    check_everywhere(Case(f"{name}_{form}", tuple(DROPPED.items()), p_drop=0.4, acc=acc if form == "backward" else 0))
+
+
+def mask(p: float, **sizes) -> np.ndarray:
+    dims = DROPPED | sizes
+    keep = harness.keeping(Case("attention_forward", tuple(dims.items()), p_drop=p))["keep"]
+    return keep[..., *np.tril_indices(dims["T"])]
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout_keeps_its_share(p):
+    kept = mask(p, T=200)
+    for share, of in ((kept, "all"), (kept[0, 0], "a head"), (kept[..., -200:], "the last row of each head")):
+        expected, spread = (1 - p) * share.size, np.sqrt(share.size * p * (1 - p))
+        assert abs(share.sum() - expected) < 5 * spread, f"{of}: {share.sum()} of {share.size} kept"
+
+
+def test_dropout_differs_between_heads_batches_and_neighbours():
+    kept = mask(0.5, T=64).reshape(8, -1)
+    agreement = (kept[:, None] == kept[None, :]).mean(2)[~np.eye(8, dtype=bool)]
+    assert abs(agreement - 0.5).max() < 5 * 0.5 / np.sqrt(kept.shape[1])
+    full = harness.keeping(Case("attention_forward", tuple((DROPPED | {"T": 270}).items()), p_drop=0.5))["keep"]
+    for lag in (1, 16, 64, 192):
+        row = full[..., -1, :-lag]
+        for other in (full[..., -1, lag:], full[..., -1 - lag, :-lag]):  # keys, queries further up
+            assert abs((row == other).mean() - 0.5) < 5 * 0.5 / np.sqrt(row.size), lag
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_without_dropout_the_key_changes_no_bit(name):
+    def results(key):
+        case, native = Case(f"{name}_forward", tuple(DROPPED.items())), NATIVES[-1]
+        views = {n: p and p.view for n, p in harness.place(case, native, 2).items()}
+        views["key_drop"][0] = key
+        native.bind(KERNELS[case.kernel], views, case.dims | {"NT": 2})()
+        return {"out": views["out"]}
+
+    harness.assert_same_bits("key with p_drop = 0", results(1), results(-2))
+
+
+# --- numbers that are no numbers
+
+
+def poisoned():
+    for name, kernel in KERNELS.items():
+        for arg in kernel.args:
+            floats = arg.dtype == "f32" and arg.role in ("read", "weight", "gradient", "saved", "written")
+            if floats and arg.name in harness.read_by(kernel):
+                yield Case(name, harness.modest(OP_OF[name]), poison=arg.name)
+
+
+@pytest.mark.parametrize("case", list(poisoned()), ids=str)
+def test_a_nan_reaches_the_output(case):
+    """Wherever the reference has none there is none; where it has some there is at least one (0 * NaN may vanish)."""
+    for native in NATIVES:
+        written = harness.execute(case, native, 2)
+        for name, want in harness.expected(case).items():
+            got, may = np.isnan(written[name]), np.isnan(want.value)
+            assert not (got & ~may).any() and got.any() == may.any(), f"{case} on {native.isa}: {name}"
+
+
+@BY_ISA
+def test_exp_of_minus_infinity_is_zero(native):
+    inp, weight = np.ones((1, 1), np.float32), np.float32([[0], [-np.inf], [0]])
+    losses, lse = np.empty(1, np.float32), np.empty(1, np.float32)
+    work = dict(logits=np.empty((1, 3), np.float32), held=np.zeros(1, np.int32))
+    given = dict(inp=inp, targets=np.zeros(1, np.int32), weight=weight, V=3)
+    kernels.run("classifier_forward", losses=losses, lse=lse, kernels=native, **given, **work)
+    assert losses[0] == lse[0] == np.float32(np.log(2))
+
+
+@BY_ISA
+def test_exp_is_within_three_units_in_the_last_place(native):
+    """The head with weights (1, 0), lse 0 and the second target has dinp = exp(inp)."""
+    inp = np.linspace(-87, 88, 20001, dtype=np.float32)[:, None]
+    rows, dinp, dweight = len(inp), np.empty_like(inp), np.empty((2, 1), np.float32)
+    given = dict(
+        inp=inp, lse=np.zeros(rows, np.float32), dlosses=np.ones(rows, np.float32), weight=np.float32([[1], [0]])
+    )
+    work = dict(
+        targets=np.ones(rows, np.int32), logits=np.empty((rows, 2), np.float32), held=np.zeros(1, np.int32), V=2
+    )
+    kernels.run("classifier_backward", dinp=dinp, dweight=dweight, kernels=native, **given, **work)
+    want = np.exp(inp.astype(np.float64))
+    assert (abs(dinp - want) <= 3 * np.spacing(want.astype(np.float32))).all()
+
+
+@BY_ISA
+def test_subnormals_survive_in_every_thread(native):
+    """Sums of subnormals are exact unless a thread flushes them to zero; NumPy must not flush afterwards either."""
+    tiny = (np.arange(1, 2001, dtype=np.float32) * np.float32(1e-45)).reshape(40, 50)
+    out = np.full_like(tiny, np.nan)
+    kernels.run("residual_forward", out=out, inp1=tiny, inp2=tiny, threads=3, kernels=native)
+    assert (out.view(np.int32) == 2 * tiny.view(np.int32)).all() and (out > 0).all()
+    assert np.float32(1e-40) * np.float32(0.5) > 0
+
+
+def test_cases_do_not_share_numbers():
+    """Arguments of one case are drawn apart, so that swapping two of them shows."""
+    given = harness.inputs(Case("layernorm_forward", (("N", 1), ("C", 9))))
+    assert not (given["weight"] == given["bias"]).any()

@@ -1,0 +1,437 @@
+"""The train command: llm.c's own numbers, the run directory, Ctrl-C, and what happens to wrong input."""
+
+import json
+import math
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt2flat import Model
+from gpt2flat.command import StopSignal
+from gpt2flat.data.tokenizer import Tokenizer
+from gpt2flat.errors import CheckpointError, NonFiniteError
+from gpt2flat.formats import llmc
+from gpt2flat.train import main
+from gpt2flat.training.loop import Sample, Stopped, Update, Validation, train, validate
+from gpt2flat.training.metrics import Metrics
+from gpt2flat.training.settings import resolve
+
+LLMC_TINY = Path(__file__).parent / "llmc_tiny"
+FROM_LLMC = ["-e", f"{LLMC_TINY}/model.bin", "-i", f"{LLMC_TINY}/tokens_train.bin", "-j", f"{LLMC_TINY}/tokens_val.bin"]
+SMALL = "--n-layer 1 --n-embd 16 --n-head 2 --block-size 16 -b 4 --val-batches 2 --sample-tokens 4 --threads 1".split()
+
+
+def command(*words) -> list[str]:
+    return [sys.executable, "-m", "gpt2flat.train", *map(str, words)]
+
+
+def metrics(run: Path, key: str) -> dict[int, float]:
+    """{step: value} of every line of metrics.jsonl that has `key`."""
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {event["step"]: event[key] for event in events if key in event}
+
+
+def files(folder: Path) -> dict[str, bytes | None]:
+    """Everything below a folder, with the bytes of files."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty current directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GPT2FLAT_DATA", raising=False)
+    return tmp_path
+
+
+# --- llm.c's numbers -------------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_reproduces_llmc(here):
+    expected = json.loads((LLMC_TINY / "losses.json").read_text())
+    done = subprocess.run(command(*FROM_LLMC), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    run = here / "runs" / "model-tokens-001"
+    losses, val = metrics(run, "loss"), metrics(run, "val_loss")
+    assert list(losses) == list(range(41)) and list(val) == [0, 10, 20, 30, 40, 41]
+    assert np.abs(np.array(list(losses.values())) - expected["train"]).max() < 2e-5
+    assert np.abs(np.array([val[i] for i in range(0, 50, 10)]) - expected["val"]).max() < 2e-5
+    assert "step 40/41 | loss 4.51977" in done.stdout
+    assert list(metrics(run, "sample")) == [20, 40, 41]
+    assert Model.load(run / "checkpoints/step_00000041/model.bin").config.vocab_size == 97
+
+
+# --- a run from scratch, and what it leaves --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """(folder, output) of a short run of the built-in default, on a terminal's command line."""
+    folder = tmp_path_factory.mktemp("run")
+    flags = "--steps 40 --warmup 0.1 --log-every 10 --val-every 20 --sample-every 30 --val-batches 3".split()
+    environ = {name: value for name, value in os.environ.items() if name != "GPT2FLAT_DATA"}
+    done = subprocess.run(command(*flags), cwd=folder, env=environ, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    return folder, done.stdout
+
+
+def test_the_default_learns(small_run):
+    run = small_run[0] / "runs" / "tiny-pydoc-001"
+    losses, val = metrics(run, "loss"), metrics(run, "val_loss")
+    assert list(losses) == list(range(40)) and list(val) == [0, 20, 40] and list(metrics(run, "sample")) == [30, 40]
+    assert math.isclose(losses[0], math.log(257), rel_tol=0.05)
+    assert val[40] < 3.4 < 5 < val[0]
+
+
+def test_the_run_directory(small_run):
+    run = small_run[0] / "runs" / "tiny-pydoc-001"
+    found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    model = "checkpoints/step_00000040/model.bin"
+    assert found == {"config.toml", "env.json", "metrics.jsonl", "tokenizer.bin", model}
+    config = tomllib.loads((run / "config.toml").read_text())
+    assert (config["steps"], config["warmup"], config["n_embd"], config["vocab_size"]) == (40, 0.1, 128, 257)
+    assert (config["init"], config["seq_len"], config["beta2"], config["decay_all"]) == ("tiny", 64, 0.99, False)
+    environment = json.loads((run / "env.json").read_text())
+    assert environment.keys() >= {"started", "versions", "backend", "isa", "threads", "cpu", "command"}
+    assert Tokenizer.load(run / "tokenizer.bin") == Tokenizer.byte()
+    assert Model.load(run / model).config.block_size == 64
+    update = json.loads((run / "metrics.jsonl").read_text().splitlines()[1])
+    assert update.keys() == {"step", "loss", "lr", "grad_norm", "ms", "tokens_per_s"}
+    assert update["lr"] == 1e-3 / 4 and update["tokens_per_s"] == pytest.approx(768e3 / update["ms"])
+
+
+def test_the_screen(small_run):
+    lines = small_run[1].splitlines()
+    assert [line.split()[0] for line in lines[:5]] == ["machine", "data", "model", "memory", "run"]
+    for line, words in zip(
+        lines, ("GFLOP/s thread", "sha256 byte", "850,688", "params", "updates about"), strict=False
+    ):
+        assert all(word in line for word in words.split()), line
+    steps = [line for line in lines if "| loss" in line]
+    assert [line.split("/")[0] for line in steps] == ["step  0", "step 10", "step 20", "step 30", "step 39"]
+    assert all(word in steps[0] for word in ("lr ", "norm ", " ms", "tok/s", "% of peak"))
+    assert sum("val loss" in line for line in lines) == 3 and sum("| sample" in line for line in lines) == 2
+    assert "\x1b" not in small_run[1] and "\r" not in small_run[1]
+
+
+def test_the_three_commands_to_try_next_work(small_run):
+    folder, output = small_run
+    lines = output.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("try next"))
+    commands = [line.removeprefix("try next").strip() for line in lines[first:]]
+    assert [shlex.split(line)[2] for line in commands] == ["gpt2flat.generate", "gpt2flat.train", "gpt2flat.info"]
+    for line in commands:
+        done = subprocess.run(line, shell=True, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0 and len(done.stdout) > 20, (line, done.stderr)
+    assert (folder / "runs/model-pydoc-001/checkpoints/step_00000041/model.bin").is_file()
+    assert not metrics(folder / "runs/model-pydoc-001", "loss")[0] > 3.6
+
+
+def test_the_same_run_gives_the_same_bits_and_the_next_number(here):
+    for _ in range(2):
+        assert main([*SMALL, "--steps", "3"]) == 0
+    first, second = (here / f"runs/tiny-pydoc-00{i}" for i in (1, 2))
+    assert metrics(first, "loss") == metrics(second, "loss") and metrics(first, "sample") == metrics(second, "sample")
+    model = "checkpoints/step_00000003/model.bin"
+    assert (first / model).read_bytes() == (second / model).read_bytes()
+
+
+# --- data of the user's own ------------------------------------------------------------------------------------------
+
+
+def text_of(n: int) -> str:
+    return " ".join(f"{i} is{' not' * (i % 3 == 0)} odd." for i in range(n))
+
+
+@pytest.mark.parametrize("kind, V", [("byte", 257), ("char", 19), ("gpt2", 50257)])
+def test_a_text_file_needs_no_preparation(here, kind, V):
+    (here / "odd.txt").write_text(text_of(700))
+    assert main([*SMALL, "--steps", "2", "--train-data", "odd.txt", "--tokenizer", kind, "-o", "run"]) == 0
+    assert Tokenizer.load("run/tokenizer.bin").vocab_size == V
+    model = Model.load("run/checkpoints/step_00000002/model.bin")
+    assert model.config.vocab_size == V and model.config.n_embd == 16
+    # a run goes on with its own tokenizer
+    assert main(["-e", "run/checkpoints/step_00000002/model.bin", "-i", "odd.txt", "-x", "1", "-o", "more"]) == 0
+    assert Path("more/tokenizer.bin").read_bytes() == Path("run/tokenizer.bin").read_bytes()
+
+
+def dataset(folder: Path, name: str, tokens: int = 2000) -> None:
+    folder.mkdir(exist_ok=True)
+    ids = np.random.default_rng(0).integers(0, 97, tokens)
+    llmc.write_tokens(folder / f"{name}_train.bin", ids)
+    llmc.write_tokens(folder / f"{name}_val.bin", ids[:500])
+
+
+def test_a_pair_of_token_files_under_data_is_found(here, monkeypatch, capsys):
+    dataset(here / "data", "noise")
+    Path("data/tokenizer.bin").write_bytes((LLMC_TINY / "tokenizer.bin").read_bytes())
+    assert main([*SMALL, "--steps", "1"]) == 0
+    assert tomllib.loads(Path("runs/tiny-noise-001/config.toml").read_text())["vocab_size"] == 97
+    dataset(here / "elsewhere", "hum")
+    monkeypatch.setenv("GPT2FLAT_DATA", "elsewhere")
+    assert main([*SMALL, "--steps", "1"]) == 2
+    assert "--dataset NAME, one of hum, noise" in capsys.readouterr().err
+    assert main([*SMALL, "--steps", "-1", "--dataset", "noise", "--val-every", "0"]) == 0
+    assert len(metrics(here / "runs/tiny-noise-002", "loss")) == 1999 // 64
+
+
+def test_a_checkpoint_named_gpt2_124M_under_data_is_the_default(here):
+    (here / "data").mkdir()
+    names = {"gpt2_124M": "model", "t_train": "tokens_train", "t_val": "tokens_val", "tokenizer": "tokenizer"}
+    for name, source in names.items():
+        (here / f"data/{name}.bin").write_bytes((LLMC_TINY / f"{source}.bin").read_bytes())
+    assert main(["-x", "1"]) == 0
+    loss = metrics(here / "runs/gpt2_124M-t-001", "loss")[0]
+    assert loss == pytest.approx(4.574919, abs=2e-5)
+
+
+def test_a_preset_is_a_preset_whatever_lies_around(here):
+    (here / "tiny").mkdir()
+    assert main([*SMALL, "-e", "tiny", "-x", "1"]) == 0
+
+
+def test_a_smaller_block_size_crops_a_checkpoint(here):
+    assert main([*FROM_LLMC, "-x", "0", "--block-size", "32", "-o", "run"]) == 0
+    cropped, whole = Model.load("run/checkpoints/step_00000000/model.bin"), Model.load(LLMC_TINY / "model.bin")
+    assert (cropped.params["wpe"] == whole.params["wpe"][:32]).all() and cropped.config.block_size == 32
+
+
+# --- stopping --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_a_run_that_can_be_read_and_generated_from(here, number):
+    words = command(*SMALL, "--steps", 10**6, "--sample-every", 0, "-o", "run")
+    # a shell's background job ignores Ctrl-C; this one must not
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, preexec_fn=heed)
+    lines = iter(process.stdout.readline, "")
+    assert any("| loss" in line and not line.startswith("step       0") for line in lines)
+    process.send_signal(number)
+    rest = process.stdout.read()
+    assert process.wait(20) == 128 + number
+    assert "stopped" in rest and "gpt2flat.generate run" in rest
+    losses = metrics(here / "run", "loss")
+    assert list(losses) == list(range(len(losses)))
+    (checkpoint,) = Path("run/checkpoints").iterdir()
+    assert checkpoint.name == f"step_{len(losses):08d}"
+    asked = [sys.executable, "-m", "gpt2flat.generate", "run", "--max-tokens", "3"]
+    assert subprocess.run(asked, capture_output=True).returncode == 0
+
+
+def test_a_second_signal_aborts():
+    with pytest.raises(KeyboardInterrupt), StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop and stop.number == signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+    assert signal.getsignal(signal.SIGTERM) != stop._ask
+
+
+def test_numbers_that_are_not_finite_stop_a_run_and_are_not_saved(here, capsys):
+    assert main([*SMALL, "--steps", "50", "--lr", "1e30", "-k", "constant", "--grad-clip", "0", "-o", "run"]) == 6
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "try a smaller --lr" in error
+    assert not list(Path("run/checkpoints").iterdir())
+    assert all(map(math.isfinite, metrics(here / "run", "loss").values()))
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+class FakeModel:
+    """Counts calls; its loss is the first token."""
+
+    config = type("Config", (), {"block_size": 8})
+
+    def __init__(self):
+        self.calls = []
+
+    def forward_backward(self, tokens, targets):
+        self.calls.append("update")
+        return float(tokens[0, 0])
+
+    def update(self, **settings):
+        self.settings = settings
+        return 2.0
+
+    def forward(self, tokens, targets):
+        self.calls.append("val")
+        return float(tokens[0, 0])
+
+    def logits(self, tokens):
+        return np.zeros((*tokens.shape, 5), np.float32)
+
+    def plan(self, B, T):
+        pass
+
+
+class FakeLoader:
+    B, T, batches = 1, 2, 7
+
+    def __init__(self, first: float = 1.0):
+        self.n, self.first = 0, first
+
+    def reset(self):
+        self.n = 0
+
+    def next_batch(self):
+        self.n += 1
+        return np.full((1, 2), self.first + self.n - 1), None
+
+
+def events(model=None, validation=None, stop=lambda: False, **flags) -> list:
+    flags = {"steps": 4, "val_every": 2, "sample_every": 3, "sample_tokens": 2, "val_batches": 3, **flags}
+    s, ticks = resolve(flags, {"block_size": 8}, True), iter(range(10**6))
+    loaders = FakeLoader(), validation or FakeLoader(5.0)
+    return list(train(model or FakeModel(), *loaders, [1], s, lambda: next(ticks), stop))
+
+
+def test_the_order_of_events():
+    kinds = [(type(event).__name__, event.step) for event in events()]
+    assert kinds == [
+        ("Validation", 0), ("Update", 0), ("Update", 1), ("Validation", 2), ("Update", 2), ("Sample", 3), ("Update", 3),
+        ("Validation", 4), ("Sample", 4), ("Stopped", 4),
+    ]  # fmt: skip
+    assert events()[0] == Validation(0, 6.0) and events()[3] == Validation(2, 6.0)  # reset: the same batches
+    assert events()[1] == Update(0, 1.0, 1e-4, 2.0, 1) and events()[-1] == Stopped(4, True)
+
+
+def test_zero_turns_intervals_and_the_clip_off():
+    model = FakeModel()
+    kinds = {type(event) for event in events(model, val_every=0, sample_every=0, grad_clip=0.0)}
+    assert kinds == {Update, Stopped} and model.settings["grad_clip"] is None and "val" not in model.calls
+    events(model, grad_clip=0.5, decay_all=True, weight_decay=0.1)
+    assert model.settings["grad_clip"] == 0.5 and model.settings["decay_all"] is True
+
+
+def test_stop_is_heard_between_updates_and_batches():
+    for n in range(1, 60):
+        asked = iter(range(10**6))
+        seen = events(stop=lambda: next(asked) >= n, val_every=1, val_batches=-1)  # noqa: B023
+        assert isinstance(seen[-1], Stopped) and not seen[-1].finished
+        assert seen[-1].step == sum(isinstance(event, Update) for event in seen)
+        assert not any(isinstance(event, Sample) and len(event.ids) != 2 for event in seen)
+
+
+def test_a_loss_that_is_not_finite_is_never_learned_from():
+    model = FakeModel()
+    s = resolve({"steps": 2, "val_every": 0, "sample_every": 0}, {"block_size": 8}, True)
+    with pytest.raises(NonFiniteError, match="update 0"):
+        list(train(model, FakeLoader(math.inf), None, [1], s, float, bool))
+    assert not hasattr(model, "settings")
+
+
+def test_metrics_can_be_read_while_a_run_goes_on(tmp_path):
+    with Metrics(tmp_path / "m.jsonl") as metrics_file:
+        metrics_file.write(step=1, loss=1 / 3)
+        assert json.loads((tmp_path / "m.jsonl").read_text()) == {"step": 1, "loss": 1 / 3}
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        Metrics(tmp_path)
+
+
+def test_all_validation_batches():
+    assert validate(FakeModel(), FakeLoader(1.0), -1) == 4.0
+    with pytest.raises(NonFiniteError):
+        validate(FakeModel(), FakeLoader(math.nan), 1)
+
+
+# --- wrong input -----------------------------------------------------------------------------------------------------
+
+
+def wrong_files(folder: Path) -> None:
+    model = (LLMC_TINY / "model.bin").read_bytes()
+    (folder / "folder").mkdir()
+    (folder / "taken").mkdir()
+    (folder / "taken" / "file").write_text("mine")
+    contents = {
+        "model.bin": model, "short.bin": model[:-4], "noise.bin": os.urandom(4096), "text.txt": text_of(800).encode(),
+        "few.txt": b"few", "empty.txt": b"", "latin.txt": "\xe9t\xe9".encode("latin-1") * 999,
+    } | {name: (LLMC_TINY / name).read_bytes() for name in ("tokens_train.bin", "tokenizer.bin")}  # fmt: skip
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    damaged = np.frombuffer(model, np.float32).copy()
+    damaged[300] = np.nan
+    (folder / "nan.bin").write_bytes(damaged.tobytes())
+    (folder / "lonely").mkdir()
+    llmc.write_tokens(folder / "lonely/a_train.bin", np.arange(3000) % 300)
+    llmc.write_tokens(folder / "lonely/a_val.bin", np.arange(3000) % 300)
+    llmc.write_tokens(folder / "lonely/b.bin", np.arange(3000) % 300)
+
+
+WRONG = """
+-e missing.bin                          | 5 | missing.bin
+-e folder                               | 2 | is a directory
+-e short.bin                            | 3 | found
+-e tokens_train.bin                     | 3 | is a token file
+-e noise.bin                            | 3 | noise.bin
+-e text.txt                             | 3 | text.txt
+-e nan.bin -i tokens_train.bin --val-every 0 | 6 | nan
+-e d13                                  | 2 | d12
+-e tiny --n-head 3                      | 2 | n_head
+-e tiny --n-embd 65536 --n-layer 1024   | 7 | smaller model
+-e model.bin --n-layer 3                | 2 | --n-layer 3
+-e model.bin --block-size 128           | 2 | --block-size 128
+-e model.bin -t 65                      | 2 | --seq-len 65
+-e model.bin -i text.txt --tokenizer byte | 2 | vocabularies clash
+-e model.bin -i lonely/a_train.bin      | 4 | id 299
+-e tiny --vocab-size 100                | 2 | vocabularies clash
+-i missing.bin                          | 4 | missing.bin
+-i missing.txt                          | 4 | missing.txt
+-i none_*.bin                           | 4 | none_*.bin
+-i folder                               | 4 | a directory
+-i model.bin                            | 3 | is a model checkpoint
+-i few.txt                              | 4 | few.txt
+-i empty.txt                            | 4 | is empty
+-i latin.txt                            | 4 | UTF-8
+-i text.txt -j missing.txt              | 4 | missing.txt
+-i text.txt -b 1000                     | 4 | --batch-size
+-i text.txt --val-fraction 0.001        | 4 | text.txt
+-i text.txt --vocab-size 300 --tokenizer char | 2 | vocabularies clash
+-i tokens_train.bin --tokenizer byte    | 2 | --tokenizer byte
+-i lonely/b.bin                         | 2 | --val-data
+-i lonely/a_train.bin --vocab-size 200  | 4 | expected 0 to 199
+-j text.txt                             | 2 | --train-data
+--dataset none                          | 4 | --dataset none
+--dataset a -i text.txt                 | 2 | --dataset
+--sample-prompt Z -i text.txt --tokenizer char | 4 | 'Z'
+--sample-prompt Z -e model.bin -i tokens_train.bin -v 0 | 4 | decode
+-o taken                                | 2 | taken-2
+-o text.txt                             | 5 | not a directory
+-o text.txt/run                         | 5 | not a directory
+-o /proc/nothing/run                    | 5 | /proc/nothing
+--max_iters 5                           | 2 | --steps
+--steps many                            | 2 | whole number
+--resume                                | 2 | --resume
+--schedule wsd                          | 2 | later version
+"""
+CASES = [[part.strip() for part in line.split(" | ")] for line in WRONG.strip().splitlines()]
+
+
+@pytest.mark.parametrize("line, code, says", CASES, ids=[case[0] for case in CASES])
+def test_wrong_input_is_one_line_and_changes_nothing(here, capfd, line, code, says):
+    wrong_files(here)
+    before = files(here)
+    assert main(shlex.split(line)) == int(code)
+    out, error = capfd.readouterr()
+    assert error.startswith("gpt2flat train: ") and error.count("\n") == 1 and says in error
+    assert files(here) == before and (out == "" or "/proc" in line)  # only the system can say that about /proc
+
+
+def test_kernels_that_are_not_there_are_one_line(here):
+    done = subprocess.run(command(), env=os.environ | {"GPT2FLAT_ISA": "avx9"}, capture_output=True, text=True)
+    assert done.returncode == 9 and done.stderr.count("\n") == 1 and not list(here.iterdir())
+
+
+def test_a_reader_that_goes_away_is_no_error(here):
+    line = shlex.join(command(*SMALL, "--steps", 2000, "--log-every", 1)) + " | head -n 1"
+    done = subprocess.run(line, shell=True, capture_output=True)
+    assert done.stderr == b"" and done.stdout.startswith(b"machine")

@@ -1,0 +1,213 @@
+"""The float64 reference of every kernel in csrc/kernels.h, under the kernel's own name and argument names.
+
+Each takes its inputs as Nums (rounding.py) and its dims as integers, and returns {argument: Num} for what the kernel
+writes: the value and how far a float32 kernel may be from it. Gradients are those of one call, before acc adds.
+test_truth.py holds the backwards to central differences of the forwards."""
+
+import numpy as np
+
+from gpt2flat.kernels.ops import KERNELS
+from rounding import Num, concatenate, num, scatter_rows
+
+LANES = 16
+
+
+def run(name: str, arrays: dict, dims: dict) -> dict[str, Num]:
+    """The reference of one kernel on arrays (float64, float32 or int32) by argument name. Absent arguments are None."""
+    given = {k: v if v is None or np.asarray(v).dtype.kind in "ib" else num(v) for k, v in arrays.items()}
+    with np.errstate(all="ignore"):  # NaN and infinite inputs are cases too
+        return globals()[name](**given, **dims)
+
+
+def missing() -> list[str]:
+    """Kernels of the op table without a reference."""
+    return [name for name in KERNELS if name not in globals()]
+
+
+def tree16(n: int) -> int:
+    """The longest chain of additions of a row sum over 16 lanes."""
+    return -(-n // LANES) + 4
+
+
+# --- linear
+
+
+def linear_forward(inp, weight, bias=None, **_):
+    out = inp @ weight.T
+    return {"out": out if bias is None else out + bias}
+
+
+def linear_backward(dout, inp, weight, **_):
+    return {"dinp": dout @ weight, "dweight": dout.T @ inp, "dbias": dout.sum(0)}
+
+
+# --- layernorm
+
+
+def layernorm_forward(inp, weight, bias, C, **_):
+    mean = inp.sum(1, tree16(C), keepdims=True) / num(float(C))
+    centred = inp - mean
+    variance = (centred * centred).sum(1, tree16(C), keepdims=True) / num(float(C))
+    rstd = 1.0 / (variance + 1e-5).sqrt()
+    return {"out": centred * rstd * weight + bias, "mean": mean[:, 0], "rstd": rstd[:, 0]}
+
+
+def layernorm_backward(dout, mean, rstd, inp, weight, C, **_):
+    mean, rstd = mean.reshape(-1, 1), rstd.reshape(-1, 1)
+    norm = (inp - mean) * rstd
+    dnorm = dout * weight
+    centre = dnorm.sum(1, tree16(C), keepdims=True) / num(float(C))
+    slope = (dnorm * norm).sum(1, tree16(C), keepdims=True) / num(float(C))
+    return {"dinp": (dnorm - centre - norm * slope) * rstd, "dweight": (dout * norm).sum(0), "dbias": dout.sum(0)}
+
+
+# --- embedding
+
+
+def embedding_forward(tokens, wte, wpe, N, T, **_):
+    return {"out": wte[tokens] + wpe[np.arange(N) % T]}
+
+
+def embedding_backward(dout, tokens, N, T, Vp, maxT, **_):
+    return {"dwte": scatter_rows(Vp, tokens, dout), "dwpe": scatter_rows(maxT, np.arange(N) % T, dout)}
+
+
+# --- gelu: x sigmoid(z), z = c (x + a x^3)
+
+GELU_C, GELU_A = 2 * np.sqrt(2 / np.pi).item(), 0.044715
+
+
+def gelu_forward(inp, **_):
+    return {"out": inp * _gelu_gate(inp)}
+
+
+def gelu_backward(dout, inp, **_):
+    gate = _gelu_gate(inp)
+    slope = (inp * inp * (3 * GELU_A) + 1.0) * GELU_C
+    return {"dinp": dout * (gate + inp * gate * (1.0 - gate) * slope)}
+
+
+def _gelu_gate(x):
+    return ((x * x * x * GELU_A + x) * GELU_C).sigmoid()
+
+
+# --- residual
+
+
+def residual_forward(inp1, inp2, **_):
+    return {"out": inp1 + inp2}
+
+
+def residual_backward(dout, **_):
+    return {"dinp1": dout, "dinp2": dout}
+
+
+# --- attention: heads first (B, NH, T, HS); `keep` (B, NH, T, T) says which probabilities dropout kept
+
+
+def causal(T: int) -> np.ndarray:
+    return np.tril(np.ones((T, T), bool))
+
+
+def _heads(x, first: int, heads: int, B, T, HS):
+    return x.reshape(B, T, -1, HS)[:, :, first : first + heads].swapaxes(1, 2)
+
+
+def _flat(x):
+    B, H, T, HS = x.shape
+    return x.swapaxes(1, 2).reshape(B * T, H * HS)
+
+
+def _qkv(inp, B, T, NH, KVH, HS):
+    key, value = (_heads(inp, first, KVH, B, T, HS).repeat(NH // KVH, 1) for first in (NH, NH + KVH))
+    return _heads(inp, 0, NH, B, T, HS), key, value
+
+
+def _scores(query, key, HS):
+    return query @ key.swapaxes(2, 3) * (1 / np.sqrt(HS).item())
+
+
+def _dropped(probabilities, keep, p_drop):
+    return probabilities if keep is None else probabilities.only(keep) / (1.0 - p_drop)
+
+
+def _attention(inp, p_drop, keep, B, T, NH, KVH, HS):
+    query, key, value = _qkv(inp, B, T, NH, KVH, HS)
+    seen, scores = causal(T), _scores(query, key, HS)
+    top = num(np.where(seen, scores.value, -np.inf).max(3, keepdims=True))
+    weights = (scores - top).only(seen).exp().only(seen)
+    total = weights.sum(3, keepdims=True)
+    att = weights / total
+    out = _dropped(weights, keep, p_drop) @ value / total
+    return _flat(out), (top + total.log())[..., 0], scores.only(seen), att
+
+
+def attention_forward(inp, p_drop, key_drop, B, T, NH, KVH, HS, keep=None, **_):
+    out, lse, _scores_, _att = _attention(inp, p_drop, keep, B, T, NH, KVH, HS)
+    return {"out": out, "lse": lse}
+
+
+def attention_standard_forward(inp, p_drop, key_drop, B, T, NH, KVH, HS, keep=None, **_):
+    out, _lse, scores, att = _attention(inp, p_drop, keep, B, T, NH, KVH, HS)
+    return {"out": out, "scores": scores, "att": att}
+
+
+def attention_standard_backward(dout, out, att, inp, p_drop, key_drop, B, T, NH, KVH, HS, keep=None, **_):
+    query, key, value = _qkv(inp, B, T, NH, KVH, HS)
+    upstream = _heads(dout, 0, NH, B, T, HS)
+    weighted = (upstream * _heads(out, 0, NH, B, T, HS)).sum(3, tree16(HS), keepdims=True)  # = that of att datt
+    datt = _dropped(upstream @ value.swapaxes(2, 3), keep, p_drop)
+    dscores = (att * (datt - weighted)).only(causal(T)) * (1 / np.sqrt(HS).item())
+    dquery, dkey = dscores @ key, dscores.swapaxes(2, 3) @ query
+    dvalue = _dropped(att, keep, p_drop).swapaxes(2, 3) @ upstream
+    dkey, dvalue = (x.reshape(B, KVH, NH // KVH, T, HS).sum(2) for x in (dkey, dvalue))
+    return {"dinp": concatenate([_flat(x) for x in (dquery, dkey, dvalue)], 1)}
+
+
+def attention_backward(dout, out, lse, inp, p_drop, key_drop, B, T, NH, KVH, HS, **rest):
+    query, key, _value = _qkv(inp, B, T, NH, KVH, HS)
+    att = (_scores(query, key, HS) - lse.reshape(B, NH, T, 1)).only(causal(T)).exp().only(causal(T))
+    return attention_standard_backward(dout, out, att, inp, p_drop, key_drop, B, T, NH, KVH, HS, **rest)
+
+
+# --- classifier
+
+
+def classifier_forward(inp, targets, weight, V, **_):
+    logits = inp @ weight[:V].T
+    top = num(logits.value.max(1, keepdims=True))
+    lse = (top + (logits - top).exp().sum(1, keepdims=True).log())[:, 0]
+    counts = targets >= 0
+    picked = logits[np.arange(len(targets)), np.maximum(targets, 0)]
+    return {"losses": (lse - picked).only(counts), "lse": lse}
+
+
+def classifier_backward(dlosses, lse, inp, targets, weight, V, Vp, N, **_):
+    logits = inp @ weight[:V].T
+    hit = num(np.arange(V)[None, :] == targets[:, None])
+    dlogits = ((logits - lse.reshape(-1, 1)).exp() - hit) * dlosses.reshape(-1, 1)
+    dlogits = concatenate([dlogits.only((targets >= 0)[:, None]), np.zeros((N, Vp - V))], 1)
+    return {"dinp": dlogits @ weight, "dweight": dlogits.T @ inp}
+
+
+def classifier_train(dlosses, inp, targets, weight, **dims):
+    forward = classifier_forward(inp, targets, weight, **dims)
+    return forward | classifier_backward(dlosses, forward["lse"], inp, targets, weight, **dims)
+
+
+# --- optimizer
+
+
+def grad_norm(grads, P, **_):
+    runs = concatenate([grads, np.zeros(-P % 4096)], 0).reshape(-1, 4096)
+    sums = (runs * runs).sum(1, tree16(4096))
+    total = Num(sums.value.sum(), sums.err.sum())  # added in double
+    return {"norm": total.sqrt().reshape(1)}
+
+
+def adamw(params, m, v, grads, lr, beta1, beta2, eps, weight_decay, correction1, correction2, grad_scale, **_):
+    g = grads * grad_scale
+    m = m + (1.0 - beta1) * (g - m)
+    v = v + (1.0 - beta2) * (g * g - v)
+    step = m / correction1 / ((v / correction2).sqrt() + eps) + weight_decay * params
+    return {"params": params - lr * step, "m": m, "v": v}
