@@ -243,7 +243,7 @@ INLINE void transpose16(float *dst, int64_t dst_stride, const float *src, int64_
 }
 #endif
 
-// exp: 2^n e^r, |r| <= ln2/2, degree 6, about 2 ulp; 0 below -87.3, inf above 88.376
+// exp: 2^n e^r, |r| <= ln2/2, degree 6, within 3 ulp; 0 below -87.3, inf above 88.376
 // (where 2^n would leave the exponent), NaN stays. ln2 in two parts (Cody-Waite).
 INLINE v16 v16_exp(v16 x) {
     v16 lo = v16_set(-87.3f), hi = v16_set(88.3762589f), y = v16_min(hi, v16_max(lo, x));

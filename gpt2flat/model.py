@@ -35,8 +35,8 @@ class Model:
         self.config, self.attention, self.trace = config, attention, trace
         self._block = gpt2.block(attention)
         self.threads = default_threads(threads).count
-        if self.threads < 1:
-            raise UsageError(f"threads = {threads}: expected 1 or more")
+        if not 1 <= self.threads <= 1024:
+            raise UsageError(f"{self.threads} threads: expected 1 to 1024")
         self.kernels = kernels or backend()
         self._state = Layout.plan(gpt2.PARAMS, config.dims())
         self.arena = Arena(self._state.floats)
@@ -256,6 +256,8 @@ class Model:
         if not math.isfinite(norm):
             raise NonFiniteError(f"the gradient norm is {norm}: {self._first_nonfinite()}; nothing was updated")
         t = self.t + 1
+        # the corrections belong to the betas that the kernel sees: 0.999 in float32 moves 1 - beta2 by 1e-5
+        beta1, beta2 = float(np.float32(beta1)), float(np.float32(beta2))
         values = dict(lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, no_decay=0.0,
                       correction1=1.0 - beta1**t, correction2=1.0 - beta2**t,
                       grad_scale=min(1.0, grad_clip / norm) if grad_clip and norm else 1.0)  # fmt: skip

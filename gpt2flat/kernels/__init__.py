@@ -156,14 +156,20 @@ def run(name: str, *, threads: int | None = None, kernels: Native | None = None,
     given = {a.name: a for a in kernel.args if tensors[a.name] is not None}
     wanted = {n: a.axes for n, a in given.items() if a.role != "scratch"}
     dims = ax.solve(name, wanted, {n: tensors[n].shape for n in wanted}, numbers)
+    for number, value in numbers.items():
+        if dims[number] != value:
+            raise KernelArgError(f"{name}: {number} = {value}, but the shapes say {number} = {dims[number]}")
     dims.setdefault("NT", default_threads(threads).count)
     missing = [d for d in kernel.dims if d not in dims]
     if missing:
         raise KernelArgError(f"{name}: the shapes do not tell {', '.join(missing)}; pass {missing[0]}=")
-    if "scratch" in tensors and tensors["scratch"] is None:
-        tensors["scratch"] = np.empty(kernels.scratch(op, dims), np.float32)
-    _distinct(name, kernel, tensors)
     _check_values(name, op, tensors, dims)
+    needed = kernels.scratch(op, dims)
+    if "scratch" in tensors and tensors["scratch"] is None:
+        tensors["scratch"] = np.empty(needed, np.float32)
+    elif "scratch" in tensors and tensors["scratch"].size < needed:
+        raise KernelArgError(f"{name}: scratch holds {tensors['scratch'].size} floats, expected {needed} (or leave it out)")
+    _distinct(name, kernel, tensors)
     kernels.ready()
     kernels.bind(kernel, tensors, {acc: 0 for acc in kernel.accs} | dims)()
 
@@ -203,5 +209,8 @@ def _check_values(name: str, op, tensors, dims) -> None:
     for part, whole in (("KVH", "NH"), ("T", "N")):
         if part in dims and whole in dims and part in op.dims and dims[whole] % dims[part]:
             raise KernelArgError(f"{name}: {part} = {dims[part]} does not divide {whole} = {dims[whole]}")
+    p_drop = tensors.get("p_drop")
+    if p_drop is not None and not 0.0 <= p_drop[0] < 1.0:
+        raise KernelArgError(f"{name}: p_drop = {p_drop[0]}, expected 0 to below 1")
     if dims["NT"] < 1:
         raise KernelArgError(f"{name}: NT = {dims['NT']} threads, expected 1 or more")

@@ -107,7 +107,7 @@ def _parse(text: str, role: str) -> tuple[Arg, ...]:
     """ "out[N,C] bias?[OC]" -> Args; knobs and work may name int32 as key_drop:i[1]."""
     found = re.findall(r"(\w+)(:i)?(\?)?\[([^\]]*)\]", text)
     dtype = {"index": I32}.get(role, F32)
-    return tuple(Arg(n, axes, role, I32 if i else dtype, bool(opt), role not in ("written", "saved")) for n, i, opt, axes in found)
+    return tuple(Arg(n, axes, role, I32 if i else dtype, bool(opt), role not in ("written", "saved", "work")) for n, i, opt, axes in found)
 
 
 _ATTENTION = dict(
