@@ -80,7 +80,5 @@ def pick(logits: np.ndarray, temperature: float, top_k: int | None, random: np.r
     if top_k is not None and top_k < scaled.size:
         scaled[scaled < np.partition(scaled, -top_k)[-top_k]] = -math.inf
     cumulative = np.cumsum(np.exp(scaled))
-    place = np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")
-    return int(
-        min(place, np.searchsorted(cumulative, cumulative[-1]))
-    )  # rounding cannot reach past the last possible id
+    # random() is at most 1 - 2^-53, so the product stays below the total and no id of probability 0 is met
+    return int(np.searchsorted(cumulative, random.random() * cumulative[-1], side="right"))
