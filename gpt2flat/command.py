@@ -18,8 +18,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from . import __version__
-from .errors import Gpt2FlatError, UsageError
+from .data.tokenizer import escape_controls
+from .errors import Gpt2FlatError, UsageError, reason
 from .kernels import cpu_name
+from .training.settings import READ
 
 INTERRUPTED, BROKEN_PIPE, FILE_TROUBLE = 130, 141, 5
 
@@ -61,7 +63,7 @@ def number(flag: str, kind: type, low: float, high: float = float("inf")) -> Cal
 
     def read(text: str):
         try:
-            value = kind(text)
+            value = READ[kind](text)
         except ValueError:
             value = None
         if value is None or not low <= value <= high:
@@ -89,16 +91,16 @@ def run(name: str, body: Callable[[list[str]], int | None], argv: Sequence[str] 
         return BROKEN_PIPE
     except OSError as problem:
         where = f"{problem.filename}: " if problem.filename else ""
-        return _fail(name, where + (problem.strerror or str(problem)).lower(), FILE_TROUBLE)
+        return _fail(name, where + reason(problem), FILE_TROUBLE)
 
 
 def _fail(name: str, message: str, code: int) -> int:
-    print(f"gpt2flat {name}: {'; '.join(message.splitlines())}", file=sys.stderr)
+    print(f"gpt2flat {name}: {escape_controls('; '.join(message.splitlines()))}", file=sys.stderr)
     return code
 
 
 class StopSignal:
-    """Within a `with`, Ctrl-C and SIGTERM only ask for a stop: the loop ends after its update and saves. A second one
+    """Within a `with`, Ctrl-C, SIGTERM and a closed terminal only ask for a stop: the loop ends after its update and saves. A second one
     aborts. Ctrl-C pressed before the `with` just ends the command.
 
     `number` is the signal that came, 0 before. A signal that the parent made this process ignore stays ignored."""
@@ -111,7 +113,7 @@ class StopSignal:
         return self.number != 0
 
     def __enter__(self) -> "StopSignal":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._ask)
         return self

@@ -57,3 +57,8 @@ class ForkError(Gpt2FlatError, RuntimeError):
     """A kernel was called in a process forked after the threads had started; use spawn or forkserver."""
 
     code = 10
+
+
+def reason(problem: Exception) -> str:
+    """What the system said, for the middle of a sentence: "no space left on device"."""
+    return (getattr(problem, "strerror", None) or str(problem)).lower()

@@ -5,6 +5,7 @@ import sys
 from .command import Parser, number, run
 from .data.tokenizer import Decoder, Tokenizer, escape_controls
 from .generation.sample import stream
+from .kernels import MAX_THREADS
 from .model import Model
 from .training.inputs import prompt_ids, tokenizer_of
 from .training.run import find_checkpoint
@@ -21,7 +22,7 @@ def parser() -> Parser:
     p.add_argument("--top-k", type=number("--top-k", int, 1), help="choose among the K likeliest tokens only")
     p.add_argument("--seed", type=number("--seed", int, 0), default=0, help="another seed, another text (0)")
     p.add_argument(
-        "--threads", type=number("--threads", int, 1, 1024), help="default: physical cores, or OMP_NUM_THREADS"
+        "--threads", type=number("--threads", int, 1, MAX_THREADS), help="default: physical cores, or OMP_NUM_THREADS"
     )
     return p
 

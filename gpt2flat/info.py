@@ -5,11 +5,10 @@ from pathlib import Path
 
 from .arch import gpt2
 from .command import Parser, number, run
-from .errors import CheckpointError
-from .formats import llmc
+from .errors import CheckpointError, reason
 from .memory.arena import human
 from .memory.picture import as_svg, as_text
-from .model import Model
+from .model import Model, find_shape
 from .program import Call, Program
 
 
@@ -27,10 +26,7 @@ def parser() -> Parser:
 
 def open_model(name: str, attention: str) -> Model:
     """An empty model of the named shape; only the header of a checkpoint is read."""
-    if name not in gpt2.PRESETS and (name.endswith(".bin") or Path(name).exists()):
-        dims = llmc.read_checkpoint_header(name, lambda d: gpt2.GPT2Config.of_dims(d).num_parameters)
-        return Model(gpt2.GPT2Config.of_dims(dims), attention)
-    return Model(gpt2.config_of(name), attention)
+    return Model(find_shape(name)[0], attention)
 
 
 def sections(program: Program) -> dict[str, list[Call]]:
@@ -81,7 +77,7 @@ def body(argv: list[str]) -> None:
         try:
             Path(args.map).write_text(as_svg(layouts, title))
         except OSError as error:
-            raise CheckpointError(f"{args.map}: {error.strerror}; name a file in a folder that can be written") from None
+            raise CheckpointError(f"{args.map}: cannot be written: {reason(error)}: name a file in a folder that can be written") from None
 
 
 def main(argv: list[str] | None = None) -> int:

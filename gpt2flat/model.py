@@ -3,6 +3,7 @@
 The hot loop is `for call in calls: call()`. No NumPy arithmetic on the floats happens between the calls of a step."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,28 @@ from .arch.adamw import scratch_rows
 from .data.mt19937 import Stream, normal_
 from .errors import DataError, KernelArgError, NonFiniteError, UsageError
 from .formats import llmc
-from .kernels import backend, default_threads
+from .kernels import MAX_THREADS, backend, default_threads
 from .kernels.ops import OPS
 from .memory import axes as ax
 from .memory.arena import HEADER_FLOATS, STATE, WORK, Arena
 from .memory.layout import ALIGN, Layout
 from .program import Call, Program
+
+FLOAT32_END = 3e38
+
+
+def find_shape(name) -> tuple[gpt2.GPT2Config, Path | None]:
+    """The shape that a preset, a descriptor or a checkpoint names, and the path of the checkpoint (None for the others).
+
+    Raises FormatError, CheckpointError for a file that is not a checkpoint, UsageError for a name that is no shape."""
+    if str(name) in gpt2.PRESETS or not (str(name).endswith(".bin") or Path(name).exists()):
+        return gpt2.config_of(str(name)), None
+    return _read_config(name), Path(name)
+
+
+def _read_config(path) -> gpt2.GPT2Config:
+    dims = llmc.read_checkpoint_header(path, lambda dims: gpt2.GPT2Config.of_dims(dims).num_parameters)
+    return gpt2.GPT2Config.of_dims(dims)
 
 
 class Model:
@@ -35,8 +52,8 @@ class Model:
         self.config, self.attention, self.trace = config, attention, trace
         self._block = gpt2.block(attention)
         self.threads = default_threads(threads).count
-        if not 1 <= self.threads <= 1024:
-            raise UsageError(f"{self.threads} threads: expected 1 to 1024")
+        if not 1 <= self.threads <= MAX_THREADS:
+            raise UsageError(f"{self.threads} threads: expected 1 to {MAX_THREADS}")
         self.kernels = kernels or backend()
         self._state = Layout.plan(gpt2.PARAMS, config.dims())
         self.arena = Arena(self._state.floats)
@@ -52,19 +69,18 @@ class Model:
         """A model from an llm.c checkpoint, version 3; a smaller `block_size` keeps that many rows of wpe.
 
         One read into the head of the arena. Raises FormatError for a file that is not one, NonFiniteError for NaN or inf in it."""
-        dims = llmc.read_checkpoint_header(path, lambda d: gpt2.GPT2Config.of_dims(d).num_parameters)
-        config = gpt2.GPT2Config.of_dims(dims)
+        config = _read_config(path)
         if block_size is not None and block_size > config.block_size:
             raise UsageError(f"block size {block_size} is larger than the {config.block_size} of {path}")
         if block_size in (None, config.block_size):
             model = cls(config, **options)
             llmc.read_payload_into(path, 4 * HEADER_FLOATS, model.params.floats)
         else:
-            model = cls(gpt2.GPT2Config.of_dims({**dims, "maxT": block_size}), **options)
+            model = cls(replace(config, block_size=block_size), **options)
             whole = Layout.plan(gpt2.PARAMS, config.dims())
             for place in model.params.layout:
                 llmc.read_payload_into(path, 4 * HEADER_FLOATS + 4 * whole[place.row.name].offset, model.params[place.row.name].reshape(-1))
-        model._require_finite(path)
+        model._require_finite(path, "the file is damaged")
         return model
 
     @classmethod
@@ -88,14 +104,14 @@ class Model:
             normal_(view, std[row.init], stream)
         return model
 
-    def _require_finite(self, path) -> None:
+    def _require_finite(self, path, so: str) -> None:
         for name, view in self.params.items():
             flat = view.reshape(-1)
             for start in range(0, flat.size, 1 << 22):  # in pieces: no second copy of the model
                 bad = ~np.isfinite(flat[start : start + (1 << 22)])
                 if bad.any():
                     index = start + int(bad.argmax())
-                    raise NonFiniteError(f"{path}: {name} holds {flat[index]} at flat index {index}; the file is damaged")
+                    raise NonFiniteError(f"{path}: {name} holds {flat[index]} at flat index {index}; {so}")
 
     @property
     def buffer(self) -> np.ndarray:
@@ -103,7 +119,9 @@ class Model:
         return self.arena.buffer
 
     def save(self, path) -> None:
-        """Writes an llm.c checkpoint, version 3: beside the target, synced, then renamed. Raises CheckpointError; the old file stays."""
+        """Writes an llm.c checkpoint, version 3: beside the target, synced, then renamed. Raises CheckpointError,
+        and NonFiniteError for NaN or inf in a parameter; the old file stays."""
+        self._require_finite(path, "nothing was saved")
         llmc.write_atomically(Path(path), self.buffer[: HEADER_FLOATS + self._state.floats])
 
     # -- planning ------------------------------------------------------------------------------------------------------
@@ -261,6 +279,8 @@ class Model:
         values = dict(lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, no_decay=0.0,
                       correction1=1.0 - beta1**t, correction2=1.0 - beta2**t,
                       grad_scale=min(1.0, grad_clip / norm) if grad_clip and norm else 1.0)  # fmt: skip
+        if not all(abs(value) < FLOAT32_END for value in values.values()):  # true of NaN, too
+            raise UsageError(f"update: expected numbers that float32 can hold, found {values}")
         for name, value in values.items():
             self.scratch[name][0] = value
         for adamw in self._adamw[decay_all]:

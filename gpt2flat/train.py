@@ -21,7 +21,7 @@ from .errors import DataError, UsageError
 from .info import describe
 from .kernels import backend, cpu_name, default_threads
 from .model import Model
-from .training.inputs import check_ids, find_data, find_start, prompt_ids, shape_of
+from .training.inputs import check_shards, find_data, find_start, prompt_ids, shape_of
 from .training.loop import Sample, Stopped, Update, Validation, train
 from .training.metrics import Metrics
 from .training.run import new_run
@@ -64,16 +64,10 @@ def read_flags(argv: list[str]) -> dict[str, object]:
     given = vars(parser().parse(argv))
     used = given.pop("refused")
     given = {name: value for name, value in given.items() if value is not None}
-    tokens = str(
-        given.get("batch_size", 0) * given.get("seq_len", 0)
-    )  # as many per update as -d asks for: then it is served
-    bad = [
-        f"{flag} {value}".strip() + f": {row.advice}"
-        for row, flag, value in used
-        if not row.served(value) and not ("-d" in row.flags and value == tokens)
-    ]
-    if bad:
-        raise UsageError("; ".join(bad))
+    one_batch = str(given.get("batch_size", 0) * given.get("seq_len", 0))  # -d asks for this: nothing to accumulate
+    refused = [use for use in used if not use[0].served(use[2]) and not ("-d" in use[0].flags and use[2] == one_batch)]
+    if refused:
+        raise UsageError("; ".join(f"{flag} {value}".strip() + f": {row.advice}" for row, flag, value in refused))
     return given
 
 
@@ -82,7 +76,10 @@ def read_flags(argv: list[str]) -> dict[str, object]:
 
 def prepare(given: dict[str, object]) -> SimpleNamespace:
     """Everything a run needs, checked, and nothing written yet: s, data, batches, validation, prompt, run, model ..."""
-    folders = [Path(folder) for folder in (os.environ.get("GPT2FLAT_DATA"), "data") if folder]
+    named = os.environ.get("GPT2FLAT_DATA")
+    if named and not Path(named).is_dir():
+        raise DataError(f"GPT2FLAT_DATA={named}: is not a directory; expected the one that holds your data")
+    folders = [Path(folder) for folder in (named, "data") if folder]
     start = find_start(given.get("init"), given.get("tokenizer"), folders)
     shape = start.shape()
     if start.path is None:
@@ -96,15 +93,16 @@ def prepare(given: dict[str, object]) -> SimpleNamespace:
     shape = (s.batch_size, s.seq_len, config.vocab_size)
     batches = TokenLoader(data.train, *shape, shuffle=True)
     validation = TokenLoader(data.val, *shape) if data.val and s.val_every else None
-    check_ids(data.train + data.val, config.vocab_size)
+    check_shards(data.train + data.val, config.vocab_size)
     prompt = prompt_ids(s.sample_prompt, data.tokenizer)
-    target = new_run(s.out, start.name, data.name)
+    target = new_run(s.out, start.name, data.name)  # the name; it is taken last
     options = dict(attention=s.attention, threads=s.threads, kernels=kernels, trace=s.trace)
     if start.path:
         model = Model.load(start.path, block_size=config.block_size, **options)
     else:
         model = Model.init(config, s.seed, **options)
     model.plan(s.batch_size, s.seq_len)
+    target.reserve()
     settled = {name: getattr(config, name) for name in SHAPE}
     settled |= {"init": str(start.path or start.name), "threads": model.threads, "out": str(target.path)}
     settled |= {"steps": batches.batches if s.steps < 0 else s.steps}
@@ -249,12 +247,17 @@ def body(argv: list[str]) -> int:
     with StopSignal() as stop:
         p.run.create(vars(s), environment(model, peak), p.data.tokenizer)
         start = time.perf_counter()
+        events = train(model, p.batches, p.validation, p.prompt, s, time.perf_counter, lambda: bool(stop))
         with Metrics(p.run.metrics) as metrics:
-            for event in train(model, p.batches, p.validation, p.prompt, s, time.perf_counter, lambda: bool(stop)):
-                if isinstance(event, Stopped):
-                    break
-                metrics.write(**record(event, screen.tokens, screen))
-                screen.show(event)
+            try:
+                for event in events:
+                    if isinstance(event, Stopped):
+                        break
+                    metrics.write(**record(event, screen.tokens, screen))
+                    screen.show(event)
+            except OSError:  # nobody reads the screen any more (Ctrl-C also ends a `| tee`): keep what was learned
+                p.run.save(model, model.t)
+                raise
         screen.clear()
         checkpoint = p.run.save(model, event.step)
         losses = f", validation loss {screen.losses[0]:.4f} -> {screen.losses[-1]:.4f}" if screen.losses else ""

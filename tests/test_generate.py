@@ -131,6 +131,7 @@ def test_damaged_weights(model):
 
 def make_run(model: Model, path: Path, started: str, steps=(1,)) -> Run:
     run = Run(path)
+    run.reserve()
     run.create({"steps": max(steps)}, {"started": started}, Tokenizer.byte())
     for step in steps:
         run.save(model, step)

@@ -9,6 +9,7 @@ import pytest
 from gpt2flat import GPT2Config, Model
 from gpt2flat.arch import gpt2
 from gpt2flat.errors import CapacityError, KernelArgError, UsageError
+from gpt2flat.formats import llmc
 from gpt2flat.memory import axes
 from gpt2flat.memory.arena import HUGE_PAGE, Arena, available_memory, human
 from gpt2flat.memory.layout import Layout, Row
@@ -140,3 +141,15 @@ def test_helpers():
     have, why = available_memory()
     assert 0 < have < 1 << 50 and why
     assert Row("a", "N, C", slots="L").label() == "L x (N, C)"
+
+
+@pytest.mark.parametrize("batch, limit", [((4, 64), 2.3e9), ((8, 1024), 9e9)])
+def test_plans_of_124M_fit_the_promise(batch, limit):
+    """llm.c's C program needs 2.6 and 38.9 GB; layouts touch no memory."""
+    model = Model(GPT2Config(), threads=2)
+    assert 4 * sum(layout.floats for layout in model.layouts(model.program(*batch)).values()) < limit
+
+
+def test_caps_of_shapes_and_files_agree():
+    assert {"maxT": gpt2.CAPS["block_size"], "V": gpt2.CAPS["vocab_size"], "L": gpt2.CAPS["n_layer"], "NH": gpt2.CAPS["n_head"],
+            "C": gpt2.CAPS["n_embd"], "Vp": gpt2.CAPS["vocab_size"]} == {n: d.cap for n, d in llmc.DIMS.items()}  # fmt: skip

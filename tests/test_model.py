@@ -185,6 +185,26 @@ def test_a_nonfinite_gradient_changes_nothing_and_is_named():
     assert [s.floats.tobytes() for s in (model.params, model.m, model.v)] == before and model.t == 1
 
 
+def test_what_is_not_finite_is_not_saved(tmp_path):
+    model = random_model()
+    model.save(tmp_path / "a.bin")
+    before = (tmp_path / "a.bin").read_bytes()
+    model.params["wpe"][3, 4] = np.inf
+    with pytest.raises(NonFiniteError, match="wpe holds inf at flat index 121; nothing was saved"):
+        model.save(tmp_path / "a.bin")
+    assert (tmp_path / "a.bin").read_bytes() == before
+
+
+@pytest.mark.parametrize("bad", [dict(lr=math.inf), dict(lr=math.nan), dict(lr=1e39), dict(weight_decay=-1e39), dict(eps=math.inf)])
+def test_numbers_that_float32_cannot_hold_are_refused(bad):
+    model, (x, y) = random_model(), batch()
+    model.forward_backward(x, y)
+    before = model.params.floats.copy()
+    with pytest.raises(UsageError, match="float32 can hold"):
+        model.update(**bad)
+    assert np.array_equal(model.params.floats, before) and model.t == 0
+
+
 def test_trace_names_the_first_tensor():
     model, (x, y) = random_model(trace=True), batch()
     model.forward_backward(x, y)
@@ -217,9 +237,12 @@ def test_save_load_round_trip(tmp_path):
 
 def test_load_refuses_damage(tmp_path):
     path, model = tmp_path / "a.bin", random_model()
-    model.params["fcb"][1, 5] = np.nan
     model.save(path)
-    with pytest.raises(NonFiniteError, match="fcb holds nan at flat index"):
+    whole = bytearray(path.read_bytes())
+    index = model.params.layout["fcb"].offset + 161
+    whole[1024 + 4 * index : 1028 + 4 * index] = np.float32(np.nan).tobytes()
+    path.write_bytes(whole)
+    with pytest.raises(NonFiniteError, match="fcb holds nan at flat index 161; the file is damaged"):
         Model.load(path)
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(FormatError, match="cut short"):

@@ -68,6 +68,10 @@ def test_python_examples_run(tmp_path, monkeypatch):
     assert space["same"] and space["text"].shape == (1, 40)
 
 
+def test_nothing_is_left_to_fill_in():
+    assert not re.search(r"@[A-Z]+@", README.read_text())
+
+
 def test_links_lead_to_files():
     for target in re.findall(r"\]\(([^)]+)\)", README.read_text()):
         assert target.startswith("https://") or (ROOT / target).exists(), target

@@ -5,7 +5,7 @@ Nothing here runs. A row or step changed here changes sizes, checkpoints, listin
 from dataclasses import dataclass
 
 from ..errors import UsageError
-from ..memory.layout import Row
+from ..memory.layout import Layout, Row
 from ..program import Step
 
 CAPS = dict(block_size=65536, vocab_size=1 << 20, n_layer=1024, n_head=1024, n_embd=65536)  # as the readers of files (formats)
@@ -55,8 +55,6 @@ class GPT2Config:
     @property
     def num_parameters(self) -> int:
         """All floats of a checkpoint, the padding of the vocabulary included."""
-        from ..memory.layout import Layout
-
         return Layout.plan(PARAMS, self.dims()).floats
 
     @property
@@ -87,8 +85,7 @@ PARAMS = (
     Row("lnfw",     "C",      init="ones",                         src="transformer.ln_f.weight"),
     Row("lnfb",     "C",                                           src="transformer.ln_f.bias"),
 )
-# The order in which llm.c and PyTorch draw the random numbers: these once, then the stacked ones layer by layer.
-INIT_STD = 0.02
+INIT_STD = 0.02  # of "normal"; by 1/sqrt(2L) less for "scaled", the matrices that write to the residual stream
 
 ACTS = (
     Row("tokens",     "N", dtype="i32"),

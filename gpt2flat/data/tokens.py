@@ -130,7 +130,7 @@ class TokenLoader:
         shard, sample = self._shard, int(self._sample_order[self._sample])
         offset = sample * self._sample_tokens + self.rank * self.B * self.T
         ids = shard.read(offset, self.B * self.T + 1)
-        self._check(ids, shard, offset)
+        check_ids(ids, self.vocab_size, shard.name, offset)
         self._sample += 1
         tokens, targets = (part.astype(np.int32).reshape(self.B, self.T) for part in (ids[:-1], ids[1:]))
         return tokens, targets
@@ -161,13 +161,15 @@ class TokenLoader:
         n = self._samples(shard)
         self._sample_order = self._stream.permutation(n) if self._stream else range(n)
 
-    def _check(self, ids: np.ndarray, shard: Shard, offset: int) -> None:
-        for place in (int(ids.argmax()), int(ids.argmin())):
-            if not 0 <= ids[place] < self.vocab_size:
-                raise DataError(
-                    f"{shard.name}: token {offset + place} is id {ids[place]}, expected 0 to {self.vocab_size - 1}: "
-                    "the data was made with another tokenizer than the model's; prepare it again or take another model"
-                )
+
+def check_ids(ids: np.ndarray, vocab_size: int, name: str, offset: int = 0) -> None:
+    """Raises DataError for an id outside [0, vocab_size); `ids` start at token `offset` of the shard `name`."""
+    for place in (int(ids.argmax()), int(ids.argmin())):
+        if not 0 <= ids[place] < vocab_size:
+            raise DataError(
+                f"{name}: token {offset + place} is id {ids[place]}, expected 0 to {vocab_size - 1}: the data was made "
+                "with another tokenizer than the model's; prepare it again or take another model"
+            )
 
 
 def find_shards(pattern) -> list[FileShard]:

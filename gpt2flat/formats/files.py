@@ -8,7 +8,7 @@ import secrets
 import stat
 from pathlib import Path
 
-from ..errors import CheckpointError, Gpt2FlatError
+from ..errors import CheckpointError, Gpt2FlatError, reason
 
 
 class RegularFile:
@@ -22,7 +22,7 @@ class RegularFile:
             # without O_NONBLOCK the open of a pipe would wait for a writer
             self._fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except (OSError, ValueError) as problem:
-            raise error(f"{path}: cannot be opened: {_reason(problem)}") from None
+            raise error(f"{path}: cannot be opened: {reason(problem)}") from None
         status = os.fstat(self._fd)
         if not stat.S_ISREG(status.st_mode):
             self.close()
@@ -38,7 +38,7 @@ class RegularFile:
             try:
                 got = os.preadv(self._fd, [rest], offset + wanted - len(rest))
             except OSError as problem:
-                raise self._short(f"{self.path}: cannot be read: {_reason(problem)}") from None
+                raise self._short(f"{self.path}: cannot be read: {reason(problem)}") from None
             if got == 0:
                 raise self._short(
                     f"{self.path}: found {wanted - len(rest)} bytes at offset {offset}, expected {wanted}: the file "
@@ -86,7 +86,7 @@ def write_atomically(path, *buffers) -> None:
         os.replace(temporary, path)
         _sync_directory(path.parent)
     except (OSError, ValueError) as problem:
-        raise CheckpointError(f"{path}: cannot be written: {_reason(problem)}") from None
+        raise CheckpointError(f"{path}: cannot be written: {reason(problem)}") from None
     finally:
         if fd >= 0:
             os.close(fd)
@@ -122,10 +122,6 @@ def _sync_directory(folder: Path) -> None:
             raise
     finally:
         os.close(fd)
-
-
-def _reason(problem: Exception) -> str:
-    return (getattr(problem, "strerror", None) or str(problem)).lower()
 
 
 _SPECIAL = {

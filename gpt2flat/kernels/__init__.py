@@ -18,6 +18,7 @@ from .ops import KERNELS, OP_OF
 
 BACKENDS = ("auto", "c")
 ISAS = ("scalar", "avx2", "avx512")  # in rising order; cpu_isa() in C gives the index of the best
+MAX_THREADS = 1024
 DTYPES = {"f32": np.dtype("<f4"), "i32": np.dtype("<i4")}
 
 # A thread that waits spins this often before it sleeps (about 50 us). libgomp's own 300,000 keep the core busy that a second

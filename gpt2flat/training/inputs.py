@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..arch.gpt2 import PRESETS, GPT2Config, config_of
+from ..arch.gpt2 import GPT2Config
 from ..data import corpus
 from ..data.tokenizer import Tokenizer
-from ..data.tokens import ArrayShard, Shard, find_datasets, find_shards
+from ..data.tokens import ArrayShard, Shard, check_ids, find_datasets, find_shards
 from ..errors import DataError, UsageError
 from ..formats import llmc
+from ..model import find_shape
 from .settings import SHAPE, flag_of
 
 DEFAULT_CHECKPOINT, DEFAULT_PRESET = "gpt2_124M.bin", "tiny"
@@ -58,12 +59,8 @@ def find_start(init: str | None, tokenizer: str | None, folders: list[Path]) -> 
     if init is None:
         found = [folder / DEFAULT_CHECKPOINT for folder in folders if (folder / DEFAULT_CHECKPOINT).is_file()]
         init = str(found[0]) if found and tokenizer not in ("char", "byte") else DEFAULT_PRESET
-    path = Path(init)
-    if init in PRESETS or not (init.endswith(".bin") or path.exists()):
-        return Start(init, None, config_of(init))
-    if path.is_dir():
-        raise UsageError(f"--init {init}: is a directory, expected a .bin checkpoint, or a shape such as tiny or d12")
-    return Start(path.stem, path, read_config(path))
+    config, path = find_shape(init)
+    return Start(path.stem if path else init, path, config)
 
 
 def shape_of(start: Start, given: dict) -> GPT2Config:
@@ -79,11 +76,6 @@ def shape_of(start: Start, given: dict) -> GPT2Config:
     if "block_size" in wanted:
         return GPT2Config(**{**start.shape(), **wanted, "padded_vocab_size": start.config.padded_vocab_size})
     return start.config
-
-
-def read_config(path) -> GPT2Config:
-    """The shape of a checkpoint, from its header. Raises FormatError, CheckpointError."""
-    return GPT2Config.of_dims(llmc.read_checkpoint_header(path, lambda dims: GPT2Config.of_dims(dims).num_parameters))
 
 
 # --- the data --------------------------------------------------------------------------------------------------------
@@ -143,6 +135,8 @@ def _agree(s, start: Start, tokenizer: Tokenizer, where: str) -> None:
 
 
 def _text_file(s, start: Start) -> Data:
+    if s.val_data and not _is_text(s.val_data):
+        raise UsageError(f"--val-data {s.val_data}: expected a text file, as --train-data is one")
     return _text(s, start, corpus.read_text(s.train_data), corpus.read_text(s.val_data) if s.val_data else None)
 
 
@@ -154,8 +148,8 @@ def _text(s, start: Start, train: corpus.Corpus, val: corpus.Corpus | None) -> D
         held_out = corpus.documents_to_ids(val.documents, tokenizer)
         kept = f"{len(held_out):,} of {val.name}"
     else:
-        ids, held_out = corpus.split(ids, s.val_fraction)
-        kept = f"the last {len(held_out):,}"
+        ids, held_out = corpus.split(ids, s.val_fraction if s.val_every else 0.0)
+        kept = f"the last {len(held_out):,}" if len(held_out) else "none"
     about = (f"{train.name}, sha256 {train.sha256[:16]}: {len(ids):,} tokens to train on, {kept} for validation "
              f"({tokenizer.kind} tokenizer, V {tokenizer.vocab_size})")  # fmt: skip
     val_name = val.name if val else f"{train.name} (its last part, see --val-fraction)"
@@ -165,12 +159,11 @@ def _text(s, start: Start, train: corpus.Corpus, val: corpus.Corpus | None) -> D
 
 
 def _text_tokenizer(s, start: Start, text: str) -> Tokenizer:
+    own = tokenizer_of(start.path, start.config.vocab_size) if start.path else None
+    if own and s.tokenizer in (None, own.kind):
+        return own  # another text's characters would get other ids
     if s.tokenizer == "char":
         return Tokenizer.char(text)
-    if s.tokenizer is None and start.path:
-        own = tokenizer_of(start.path, start.config.vocab_size)
-        if own:
-            return own
     gpt2 = Tokenizer.gpt2()
     vocab = _wanted_vocab(s, start) or start.config.vocab_size
     return gpt2 if (s.tokenizer or ("gpt2" if vocab == gpt2.vocab_size else "byte")) == "gpt2" else Tokenizer.byte()
@@ -184,7 +177,9 @@ def _token_files(s, start: Start, pattern: str, val_pattern: str | None) -> Data
     wanted = _wanted_vocab(s, start)
     folder = Path(train[0].path).parent
     tokenizer = _best_tokenizer(folder, wanted)
-    if tokenizer is None and wanted in (None, Tokenizer.gpt2().vocab_size):
+    if tokenizer is None and start.path:
+        tokenizer = tokenizer_of(start.path, wanted)
+    elif tokenizer is None and wanted in (None, Tokenizer.gpt2().vocab_size):
         tokenizer = Tokenizer.gpt2()  # llm.c's files without a word about it hold GPT-2's tokens
     if tokenizer:
         _agree(s, start, tokenizer, f"the tokenizer in {folder}/")
@@ -199,7 +194,7 @@ def _token_files(s, start: Start, pattern: str, val_pattern: str | None) -> Data
     return Data(name, train, val, tokenizer, tokenizer.vocab_size if tokenizer else wanted, about)
 
 
-def check_ids(shards: list[Shard], vocab_size: int) -> None:
+def check_shards(shards: list[Shard], vocab_size: int) -> None:
     """Looks for ids outside the vocabulary before a run starts, unless that takes long; the loader checks every batch.
 
     Raises DataError."""
@@ -207,13 +202,7 @@ def check_ids(shards: list[Shard], vocab_size: int) -> None:
         return
     for shard in shards:
         for start in range(0, shard.count, 1 << 20):
-            ids = shard.read(start, min(1 << 20, shard.count - start))
-            place = int(ids.argmax())
-            if ids[place] >= vocab_size:
-                raise DataError(
-                    f"{shard.name}: token {start + place} is id {ids[place]}, expected 0 to {vocab_size - 1}: the data "
-                    "was made with another tokenizer than the model's; prepare it again or take another model"
-                )
+            check_ids(shard.read(start, min(1 << 20, shard.count - start)), vocab_size, shard.name, start)
         shard.close()
 
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, reason
 
 
 class Metrics:
@@ -24,7 +24,10 @@ class Metrics:
             raise self._error(problem) from None
 
     def close(self) -> None:
-        self._file.close()
+        try:
+            self._file.close()  # writes what an earlier failure left behind, and fails again
+        except OSError as problem:
+            raise self._error(problem) from None
 
     def __enter__(self) -> "Metrics":
         return self
@@ -33,4 +36,4 @@ class Metrics:
         self.close()
 
     def _error(self, problem: OSError) -> CheckpointError:
-        return CheckpointError(f"{self._path}: cannot be written: {(problem.strerror or str(problem)).lower()}")
+        return CheckpointError(f"{self._path}: cannot be written: {reason(problem)}")

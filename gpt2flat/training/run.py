@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import CheckpointError, UsageError
+from ..errors import CheckpointError, UsageError, reason
 from ..formats.llmc import write_atomically
 
 RUNS = Path("runs")
@@ -18,21 +18,34 @@ MODEL = "model.bin"
 
 
 class Run:
-    """One run directory, by its path."""
+    """One run directory, by its path; `stem` is set for an automatic name, which counts up."""
 
-    def __init__(self, path):
-        self.path = Path(path)
+    def __init__(self, path, stem: str | None = None):
+        self.path, self._stem = Path(path), stem
+
+    def reserve(self) -> None:
+        """Makes the directory, the last thing before the run is announced. An automatic name that another run took
+        meanwhile counts up. Raises CheckpointError if it cannot be made."""
+        while True:
+            try:
+                with _writing(self.path):
+                    self.path.mkdir(parents=True, exist_ok=self._stem is None)
+                return
+            except FileExistsError:
+                if self._stem is None:
+                    raise UsageError(_taken(self.path)) from None
+                self.path = _next_name(self._stem)
 
     def create(self, settings: dict, environment: dict, tokenizer) -> None:
-        """Makes the directory and what a run starts with.
+        """Writes what a run starts with into the reserved directory.
 
-        settings: see toml(); environment: plain JSON values; tokenizer: may be None. Raises CheckpointError if it
-        cannot be written or another run took the name meanwhile."""
+        settings: see toml(); environment: plain JSON values; tokenizer: may be None. Raises CheckpointError if it cannot be
+        written, UsageError if another run has the directory."""
         with _writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            if any(self.path.iterdir()):
-                raise UsageError(_taken(self.path))
-            (self.path / "checkpoints").mkdir()
+            try:
+                (self.path / "checkpoints").mkdir()
+            except FileExistsError:
+                raise UsageError(_taken(self.path)) from None
         write_atomically(self.path / "config.toml", toml(settings).encode())
         write_atomically(self.path / "env.json", (json.dumps(environment, indent=1) + "\n").encode())
         if tokenizer:
@@ -70,8 +83,10 @@ class Run:
 def _writing(path: Path) -> Iterator[None]:
     try:
         yield
+    except FileExistsError:
+        raise
     except OSError as problem:
-        raise CheckpointError(f"{path}: cannot be written: {(problem.strerror or str(problem)).lower()}") from None
+        raise CheckpointError(f"{path}: cannot be written: {reason(problem)}") from None
 
 
 # --- which directory -------------------------------------------------------------------------------------------------
@@ -82,9 +97,10 @@ def new_run(out: str | None, preset: str, data: str) -> Run:
 
     out: an explicit one, which must be new or empty; None: runs/<preset>-<data>-001, counting up. Raises UsageError for
     one that is taken, CheckpointError for one that cannot be made."""
-    path = Path(out) if out is not None else _next_name(f"{_plain(preset)}-{_plain(data)}")
+    stem = None if out is not None else f"{_plain(preset)}-{_plain(data)}"
+    path = Path(out) if out is not None else _next_name(stem)
     _require_new(path)
-    return Run(path)
+    return Run(path, stem)
 
 
 def _plain(name: str) -> str:

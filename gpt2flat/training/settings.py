@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 from ..errors import UsageError
+from ..kernels import MAX_THREADS
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Setting:
     def parse(self, text: str):
         """The value of a flag's text. Raises UsageError that says what was expected."""
         try:
-            value = _READ[self.kind](text)
+            value = READ[self.kind](text)
         except ValueError:
             raise UsageError(f"{self.flag} {text!r}: expected {self.expected()}") from None
         self.check(value)
@@ -82,13 +83,19 @@ def _read_whole(text: str) -> int:
     return int(text)
 
 
+def _read_number(text: str) -> float:
+    if "_" in text:  # 1_000 is Python's, not a number's
+        raise ValueError(text)
+    return float(text)
+
+
 def _read_text(text: str) -> str:
     if not text:
         raise ValueError("empty")
     return text
 
 
-_READ = {int: _read_whole, float: float, str: _read_text, bool: _read_bool}
+READ = {int: _read_whole, float: _read_number, str: _read_text, bool: _read_bool}
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "0 or 1"}
 
 
@@ -123,19 +130,19 @@ SETTINGS = {s.name: s for s in (
     S("seq_len",           "t", int,   None,       None,
       "tokens per row, T; default 64, or the block size if that is smaller", low=1),
     S("steps",             "x", int,   41,         2000,     "optimizer updates; -1: one epoch", low=-1),
-    S("lr",                "l", float, 1e-4,       1e-3,     "learning rate, at its highest", low=0, below=INF),
+    S("lr",                "l", float, 1e-4,       1e-3,     "learning rate, at its highest", low=0, below=1e6),
     S("warmup",            "u", float, 0.0,        100.0,
       "updates of linear warm-up, or a fraction of all if below 1; 0: off", low=0, below=INF),
     S("final_lr_fraction", "q", float, 1.0,        0.1,
       "the learning rate at the end, as a fraction of --lr; 1: no decay", low=0, high=1),
     S("schedule",          "k", str,   "constant", "cosine",
       "how the learning rate falls, constant: not at all", choices=("cosine", "constant"), later=("linear", "wsd")),
-    S("weight_decay",      "c", float, 0.0,        0.1,      "decay of matrices and embeddings", low=0, below=INF),
+    S("weight_decay",      "c", float, 0.0,        0.1,      "decay of matrices and embeddings", low=0, below=1e6),
     S("decay_all",         "",  bool,  False,      False,    "decay biases and layernorms too, as llm.c's C test"),
     S("beta1",             "",  float, 0.9,        0.9,      "AdamW's average of gradients", low=0, below=1),
     S("beta2",             "",  float, 0.999,      0.99,     "AdamW's average of their squares", low=0, below=1),
-    S("eps",               "",  float, 1e-8,       1e-8,     "AdamW's epsilon", low=1e-30, below=INF),
-    S("grad_clip",         "",  float, 0.0,        1.0,      "largest gradient norm; 0: off", low=0, below=INF),
+    S("eps",               "",  float, 1e-8,       1e-8,     "AdamW's epsilon", low=1e-30, below=1e38),
+    S("grad_clip",         "",  float, 0.0,        1.0,      "largest gradient norm; 0: off", low=0, below=1e38),
     S("val_every",         "v", int,   10,         250,
       "validate before every so many updates, the first among them, and after the last; 0: never", low=0),
     S("val_batches",       "m", int,   5,          20,       "batches per validation; -1: all", low=-1),
@@ -147,7 +154,7 @@ SETTINGS = {s.name: s for s in (
     S("attention",         "",  str,   "flash",    "flash",  "standard keeps the matrices, to look at",
       choices=("flash", "standard")),
     S("threads",           "",  int,   None,       None,
-      "default: the physical cores this process may use, or OMP_NUM_THREADS", low=1, high=1024),
+      "default: the physical cores this process may use, or OMP_NUM_THREADS", low=1, high=MAX_THREADS),
     S("backend",           "",  str,   "auto",     "auto",   "which kernels", choices=("auto", "c"),
       later=("numba",)),
     S("seed",              "",  int,   42,         42,       "of weights and samples", low=0, high=(1 << 32) - 1),
@@ -290,6 +297,11 @@ def resolve(given: dict[str, object], preset: dict[str, object], from_checkpoint
         if value is not None:
             SETTINGS[name].check(value)
     s = SimpleNamespace(**values)
+    if s.schedule == "constant" and "schedule" not in given and (given.get("warmup") or given.get("final_lr_fraction", 1) != 1):
+        raise UsageError(
+            "--warmup and --final-lr-fraction do nothing with a constant schedule, the default from a checkpoint: add "
+            "--schedule cosine, or --schedule constant to have it so"
+        )
     if s.seq_len is None:
         s.seq_len = min(64, s.block_size)
     if s.seq_len > s.block_size:
