@@ -31,7 +31,7 @@ def builder(isa: str) -> FFI:
         f"gpt2flat.kernels._{isa}",
         '#include "kernels.c"',
         include_dirs=["csrc"],
-        depends=[f"csrc/{name}" for name in ["kernels.c", *SOURCES]],
+        depends=[f"csrc/{name}" for name in ["build.py", "kernels.c", *SOURCES]],
         extra_compile_args=FLAGS + OPENMP + ISA_FLAGS[isa],
         extra_link_args=OPENMP,
     )

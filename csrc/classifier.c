@@ -1,5 +1,6 @@
 // classifier: logits, softmax and cross-entropy in chunks of R rows, so that the logits never exist for all tokens at once.
 // The three forms share chunk_logits, chunk_losses and chunk_backward and so give the same bits.
+#define STATS 192  // columns of a block of the softmax statistics: a multiple of every tile of the GEMM
 
 int64_t classifier_scratch(int64_t N, int64_t C, int64_t V, int64_t Vp, int64_t R, int64_t NT) {
     (void)N, (void)V;

@@ -29,21 +29,22 @@ int64_t has_openmp(void) {
 }
 
 // the tile of the GEMM without its memory: as many independent chains, each long enough to forget its start
-enum { CHAINS = VW == 16 ? 24 : VW == 8 ? 12 : 8, STEPS = 64 };
+enum { CHAINS = VW == 16 ? 24 : VW == 8 ? 12 : 32, STEPS = 64 };  // 32 floats of width 1 become vectors, as in the GEMM
 
 int64_t peak_flops(void) { return 2 * (int64_t)CHAINS * STEPS * VW; }
 
 static __attribute__((noinline)) void fma_chains(float *out, int64_t steps) {
     vf sum[CHAINS], x = vf_load(out), y = vf_load(out + VW);
-#pragma GCC unroll 24
+#pragma GCC unroll 32
     for (int i = 0; i < CHAINS; i++) sum[i] = vf_set((float)i);
     for (int64_t s = 0; s < steps; s++) {
-#pragma GCC unroll 24
+#pragma GCC unroll 32
         for (int i = 0; i < CHAINS; i++) sum[i] = vf_fma(sum[i], x, y);
     }
-#pragma GCC unroll 24
-    for (int i = 1; i < CHAINS; i++) sum[0] = vf_add(sum[0], sum[i]);
-    vf_store(out, sum[0]);
+    enum { OUT = 32 / VW };
+#pragma GCC unroll 32
+    for (int i = OUT; i < CHAINS; i++) sum[i % OUT] = vf_add(sum[i % OUT], sum[i]);
+    for (int i = 0; i < OUT; i++) vf_store(out + i * VW, sum[i]);
 }
 
 void peak_fma(float *out, int64_t rounds, int64_t NT) {

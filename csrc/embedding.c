@@ -24,11 +24,11 @@ void embedding_backward(float *dwte, float *dwpe, const float *dout, const int32
                         int64_t N, int64_t T, int64_t C, int64_t Vp, int64_t maxT, int64_t NT,
                         int64_t acc_wte, int64_t acc_wpe) {
     PARALLEL(NT) {
-        Range r = share(maxT);
+        Range r = share(T);
         for (int64_t t = r.begin; t < r.end; t++)
-            if (t < T)
-                for (int64_t n = t; n < N; n += T) add_row(dwpe + t * C, dout + n * C, C, acc_wpe || n > t);
-            else if (!acc_wpe) memset(dwpe + t * C, 0, sizeof(float) * (size_t)C);
+            for (int64_t n = t; n < N; n += T) add_row(dwpe + t * C, dout + n * C, C, acc_wpe || n > t);
+        r = share(maxT - T);
+        if (!acc_wpe) memset(dwpe + (T + r.begin) * C, 0, sizeof(float) * (size_t)((r.end - r.begin) * C));
         if (!acc_wte) {
             r = share(Vp);
             memset(dwte + r.begin * C, 0, sizeof(float) * (size_t)((r.end - r.begin) * C));

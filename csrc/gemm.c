@@ -19,7 +19,6 @@
 #define KC 768      // an A panel of 8 x 768 floats is half of a 48 KB L1, and C = 768 needs a single pass
 #define MC 1024     // rows of A packed at once: MC x KC floats = 3 MB, read by all threads
 #define B_FLOATS (192 * KC)  // floats of B packed at once by a thread: 590 KB of its L2
-#define STATS 192   // columns of a block of the softmax statistics (kernels.h): a multiple of every tile
 
 typedef struct {
     float *c;
@@ -102,7 +101,7 @@ static void pack_a(float *panel, const float *src, int64_t ars, int64_t acs, int
 // strip[k][j] = b(k,j) for `width` columns (a multiple of 16) from src, zero for j >= cols
 static void pack_b(float *strip, int64_t width, const float *src, int64_t brs, int64_t bcs, int64_t cols, int64_t K) {
     for (int64_t j = 0; j < width; j += 16) {
-        int64_t have = cols - j < 0 ? 0 : min64(cols - j, 16), k = 0;
+        int64_t have = min64(cols - j, 16), k = 0;
         float *dst = strip + j;
         if (bcs == 1)
             for (; k < K; k++) v16_store(dst + k * width, load16(src + k * brs + j, have));
@@ -149,7 +148,7 @@ static void gemm_block(const Gemm *g, const float *panels, float *strips, int pa
 // floats of packed A, and floats of packed A and B together, for `parts` threads
 INLINE int64_t gemm_a_floats(int64_t M, int64_t K) { return round_up(min64(M, MC), MR) * min64(K, KC); }
 INLINE int64_t gemm_scratch(int64_t M, int64_t K, int64_t parts) {
-    return round_up(gemm_a_floats(round_up(M, MR), K), 16) + parts * B_FLOATS;
+    return round_up(gemm_a_floats(M, K), 16) + parts * B_FLOATS;
 }
 
 // How `parts` threads divide a block: `down` parts of the rows times parts / down parts of the columns, so that the largest
@@ -169,7 +168,7 @@ static int64_t grid_down(int64_t M, int64_t N, int64_t parts) {
 static void gemm_part(const Gemm *g, float *scratch, int64_t me, int64_t parts) {
     int64_t down = grid_down(g->M, g->N, parts), across = parts / down, groups = (g->N + 15) / 16;
     Range mine = part(groups, me % across, across);
-    float *panels = scratch, *strips = scratch + round_up(gemm_a_floats(round_up(g->M, MR), g->K), 16) + me * B_FLOATS;
+    float *panels = scratch, *strips = scratch + round_up(gemm_a_floats(g->M, g->K), 16) + me * B_FLOATS;
     int64_t held_k = -1, held_group = -1;  // the block of B that `strips` holds
     for (int64_t m = 0; m < g->M; m += MC) {
         int64_t rows = min64(g->M - m, MC), tiles = (rows + MR - 1) / MR;
@@ -179,12 +178,11 @@ static void gemm_part(const Gemm *g, float *scratch, int64_t me, int64_t parts) 
             for (int64_t t = packing.begin; t < packing.end; t++)
                 pack_a(panels + t * MR * K, g->a + (m + t * MR) * g->ars + k * g->acs, g->ars, g->acs, rows - t * MR, K);
             if (parts > 1) { BARRIER }
-            for (int64_t n = mine.begin; n < mine.end; n += step) {
-                int64_t from = tall.begin * MR, to = min64(tall.end * MR, rows);
-                if (from < to)
-                    gemm_block(g, panels + from * K, strips, held_k == k && held_group == n, m + from, to - from, n,
-                               min64(n + step, mine.end), k, K);
-                if (from < to) held_k = k, held_group = n;
+            int64_t from = tall.begin * MR, to = min64(tall.end * MR, rows);
+            for (int64_t n = mine.begin; n < mine.end && from < to; n += step) {
+                gemm_block(g, panels + from * K, strips, held_k == k && held_group == n, m + from, to - from, n,
+                           min64(n + step, mine.end), k, K);
+                held_k = k, held_group = n;
             }
             if (parts > 1) { BARRIER }
         }

@@ -64,7 +64,8 @@ void attention_backward(float *dinp, const float *dout, const float *out, const 
 int64_t attention_scratch(int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t NT);
 
 // attention_standard: the same function with its matrices kept: scores (B,NH,T,T) before and att (B,NH,T,T) after the
-//   softmax, 0 above the diagonal                                      parallel over B KVH
+//   softmax, 0 above the diagonal; forward parallel over B NH and blocks of 64 queries, backward over B KVH
+//   softmax per row as the classifier's: log sum exp over blocks of 192 keys, then exp
 void attention_standard_forward(float *out, float *scores, float *att, const float *inp,
                                 const float *p_drop, const int32_t *key_drop, float *scratch,
                                 int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t NT);

@@ -44,7 +44,6 @@ INLINE void vf_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
 INLINE vf vf_set(float x) { return _mm512_set1_ps(x); }
 INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
-INLINE void prefetch_write(const float *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
 
 typedef __m512 v16;
 INLINE __mmask16 v16_mask(int64_t n) { return (__mmask16)(n >= 16 ? 0xFFFF : (1u << n) - 1); }
@@ -121,7 +120,6 @@ INLINE void vf_store(float *p, vf a) { _mm256_storeu_ps(p, a); }
 INLINE vf vf_set(float x) { return _mm256_set1_ps(x); }
 INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
-INLINE void prefetch_write(const float *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
 
 typedef struct { __m256 lo, hi; } v16;
 #define V16(L, H) ((v16){L, H})
@@ -192,7 +190,6 @@ INLINE void vf_store(float *p, vf a) { *p = a; }
 INLINE vf vf_set(float x) { return x; }
 INLINE vf vf_add(vf a, vf b) { return a + b; }
 INLINE vf vf_fma(vf a, vf b, vf c) { return a * b + c; }
-INLINE void prefetch_write(const float *p) { __builtin_prefetch(p, 1); }
 
 typedef struct { float x[16]; } v16;
 #define EACH16(EXPR)                            \

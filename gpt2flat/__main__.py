@@ -24,8 +24,7 @@ def main() -> int:
         del sys.argv[1]
         return importlib.import_module(f"gpt2flat.{name}").main()
     if name in ("", "-h", "--help", "help"):
-        print(usage())
-        return 0
+        return run("", lambda argv: print(usage()))
 
     def refuse(argv: list[str]):
         raise UsageError(f"no command {name!r}; there are {', '.join(COMMANDS)}")

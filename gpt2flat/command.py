@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
     """Long flags with - or _, none abbreviated; every mistake raises UsageError. unknown(flag): what to say about one
     that is not there."""
 
-    def __init__(self, *args, unknown: Callable[[str], str] = "{} is no flag of this command".format, **kwargs):
+    def __init__(self, *args, unknown: Callable[[str], str] = "{} is no flag of this command: --help lists them".format, **kwargs):
         super().__init__(*args, allow_abbrev=False, **kwargs)
         self._unknown = unknown
 
@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
 
 def _with_dashes(word: str) -> str:
     name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value if name.startswith("--") else word
+    return name.replace("_", "-") + equals + value if re.fullmatch(r"--\w[\w-]*", name) else word
 
 
 def number(flag: str, kind: type, low: float, high: float = float("inf")) -> Callable[[str], int | float]:
@@ -75,7 +75,10 @@ def number(flag: str, kind: type, low: float, high: float = float("inf")) -> Cal
 
 def run(name: str, body: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Runs a command's body on its arguments and returns the exit code. A user's mistake is printed in one line."""
-    for out in (sys.stdout, sys.stderr):
+    for name_of in ("stdout", "stderr"):
+        if getattr(sys, name_of) is None:  # closed by the caller
+            setattr(sys, name_of, open(os.devnull, "w"))
+        out = getattr(sys, name_of)
         if hasattr(out, "reconfigure"):
             out.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character gets its number
     try:
@@ -90,7 +93,7 @@ def run(name: str, body: Callable[[list[str]], int | None], argv: Sequence[str] 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it flushes
         return BROKEN_PIPE
     except OSError as problem:
-        where = f"{problem.filename}: " if problem.filename else ""
+        where = f"{problem.filename}: " if problem.filename else "standard output: "
         return _fail(name, where + reason(problem), FILE_TROUBLE)
 
 
@@ -141,7 +144,7 @@ def measure_peak(kernels, threads: int) -> float:
                 break
             rounds *= 2
         best = max(best, rounds / window)
-    return best * kernels.flops_of_peak_round() * threads
+    return best * kernels.flops_of_peak_round() * kernels.last_team()
 
 
 def environment(model, peak: float) -> dict[str, object]:

@@ -15,8 +15,8 @@ from .program import Call, Program
 def parser() -> Parser:
     p = Parser("gpt2flat info", description=__doc__.split(": ", 1)[1])
     p.add_argument("model", nargs="?", default="d12", metavar="MODEL", help="a .bin checkpoint, a descriptor (d12) or a preset (tiny)")
-    p.add_argument("-b", "--batch-size", type=number("--batch-size", int, 1), default=4, metavar="B")
-    p.add_argument("-t", "--seq-len", type=number("--seq-len", int, 1), metavar="T", help="default 64, or the block size if that is smaller")
+    p.add_argument("-b", "--batch-size", type=number("--batch-size", int, 1, 1 << 20), default=4, metavar="B")
+    p.add_argument("-t", "--seq-len", type=number("--seq-len", int, 1, 1 << 20), metavar="T", help="default 64, or the block size if that is smaller")
     p.add_argument("--attention", choices=list(gpt2.ATTENTION), default="flash")
     p.add_argument("--program", action="store_true", help="print every call with shapes, flops and bytes")
     p.add_argument("--as-code", action="store_true", help="print the program as straight-line Python, one kernel call a line")

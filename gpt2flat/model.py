@@ -13,7 +13,7 @@ from .arch.adamw import scratch_rows
 from .data.mt19937 import Stream, normal_
 from .errors import DataError, KernelArgError, NonFiniteError, UsageError
 from .formats import llmc
-from .kernels import MAX_THREADS, backend, default_threads
+from .kernels import backend, default_threads
 from .kernels.ops import OPS
 from .memory import axes as ax
 from .memory.arena import HEADER_FLOATS, STATE, WORK, Arena
@@ -41,7 +41,8 @@ class Model:
     """A GPT-2 in one flat float32 buffer.
 
     params, grads, m, v, acts, dacts map llm.c's tensor names to NumPy views of it: m.params["qkvw"] is (L, 3C, C). The first
-    four are valid for life, acts and dacts until the next batch shape."""
+    four are valid for life, acts and dacts until the next batch shape. Gradients of activations share homes (Row.grad): "mid",
+    "attproj" and "stream" name one array in dacts, and it holds one layer, the last one written."""
 
     def __init__(self, config: gpt2.GPT2Config, attention: str = "flash", threads: int | None = None, kernels=None, trace: bool = False):
         """An empty model: all parameters 0. Use Model.load or Model.init, which take the same options.
@@ -52,8 +53,6 @@ class Model:
         self.config, self.attention, self.trace = config, attention, trace
         self._block = gpt2.block(attention)
         self.threads = default_threads(threads).count
-        if not 1 <= self.threads <= MAX_THREADS:
-            raise UsageError(f"{self.threads} threads: expected 1 to {MAX_THREADS}")
         self.kernels = kernels or backend()
         self._state = Layout.plan(gpt2.PARAMS, config.dims())
         self.arena = Arena(self._state.floats)
@@ -133,10 +132,17 @@ class Model:
         dims = {**self.config.dims(), **gpt2.batch_dims(B, T), "NT": self.threads}
         return Program(gpt2.HEAD, self._block, gpt2.TAIL, gpt2.PARAMS, gpt2.ACTS, dims, self.kernels)
 
-    def plan(self, B: int, T: int) -> Program:
-        """Plans scratch, dacts and acts for (B, T); activation views of an older plan are void. Raises CapacityError."""
-        if self.batch == (B, T):
-            return self._program
+    def plan(self, B: int, T: int, training: bool = False) -> Program:
+        """Plans scratch, dacts and acts for (B, T); activation views of an older plan are void.
+
+        training: also make sure that gradients and AdamW state will find room. Raises CapacityError."""
+        if self.batch != (B, T):
+            self._plan(B, T)
+        if training:
+            self.arena.admit("grads", "m", "v", "dacts")
+        return self._program
+
+    def _plan(self, B: int, T: int) -> None:
         program = self.program(B, T)
         layouts = self.layouts(program)
         self.arena.plan_work({name: layouts[name].floats for name in WORK})
@@ -145,9 +151,10 @@ class Model:
         self.dacts = self.arena.section("dacts", program.dacts, program.homes)
         sections = {name: getattr(self, name) for name in ("params", "grads", "m", "v", "scratch", "acts", "dacts")}
         program.bind(sections, self.kernels)
+        for name in ("p_drop", "key_drop", "held"):  # the only rows that are read before a step writes them
+            self.acts[name][...] = 0
         self._program, self.batch, self._last = program, (B, T), None
         self._bind_update()
-        return program
 
     def layouts(self, program: Program) -> dict[str, Layout]:
         """The layout of every section of the arena for a program, in order of memory."""
@@ -196,14 +203,14 @@ class Model:
             if not np.isfinite(view).all():
                 raise NonFiniteError(f"{call.where}: {arg.name} is not finite, the first tensor of the step that is not")
 
-    def _put(self, tokens, targets=None) -> Program:
+    def _put(self, tokens, targets=None, training: bool = False) -> Program:
         """Checks a batch, plans for its shape and copies it in. Raises KernelArgError, DataError."""
         tokens = self._ids("tokens", tokens, 0)
         if targets is not None:
             targets = self._ids("targets", targets, -1)
             if targets.shape != tokens.shape:
                 raise KernelArgError(f"targets are {targets.shape}, expected the shape of tokens {tokens.shape}")
-        program = self.plan(*tokens.shape)
+        program = self.plan(*tokens.shape, training=training)
         self.acts["tokens"][:] = tokens.reshape(-1)
         self._last = None
         if targets is not None:
@@ -240,16 +247,17 @@ class Model:
         """All gradients of `scale` times the mean loss of the last forward; `accumulate` adds to the gradients that are there."""
         if self._last != "forward":
             raise UsageError("backward needs a forward with targets right before it")
+        self.plan(*self.batch, training=True)
         self._seed(scale)
-        self._run(self._program.backward[accumulate])
+        self._run(self._program.backward[bool(accumulate)])
         self._last = None
 
     def forward_backward(self, tokens, targets, scale: float = 1.0, accumulate: bool = False) -> float:
         """forward and backward in one; the same bits, and each chunk of logits is made once. Returns the mean loss (unscaled)."""
-        program = self._put(tokens, targets)
+        program = self._put(tokens, targets, training=True)
         self._seed(scale)
         self._run(program.body)
-        self._run(program.train[accumulate])
+        self._run(program.train[bool(accumulate)])
         return self._mean_loss()
 
     def _seed(self, scale: float) -> None:
@@ -270,6 +278,7 @@ class Model:
 
         Weight decay applies to matrices and embeddings, with decay_all to every tensor (as llm.c's C test). grad_clip: gradients
         are scaled down to this norm. Raises NonFiniteError, with nothing changed, when a gradient is NaN or infinite."""
+        self._check_hyper(lr, beta1, beta2, eps, weight_decay, grad_clip)
         norm = self.grad_norm()
         if not math.isfinite(norm):
             raise NonFiniteError(f"the gradient norm is {norm}: {self._first_nonfinite()}; nothing was updated")
@@ -279,14 +288,21 @@ class Model:
         values = dict(lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, no_decay=0.0,
                       correction1=1.0 - beta1**t, correction2=1.0 - beta2**t,
                       grad_scale=min(1.0, grad_clip / norm) if grad_clip and norm else 1.0)  # fmt: skip
-        if not all(abs(value) < FLOAT32_END for value in values.values()):  # true of NaN, too
-            raise UsageError(f"update: expected numbers that float32 can hold, found {values}")
         for name, value in values.items():
             self.scratch[name][0] = value
         for adamw in self._adamw[decay_all]:
             adamw()
         self.t, self._last = t, None
         return norm
+
+    @staticmethod
+    def _check_hyper(lr, beta1, beta2, eps, weight_decay, grad_clip) -> None:
+        """Raises UsageError for what would turn parameters into NaN; as float32 sees the numbers, and NaN is in no range."""
+        ranges = {"lr": (lr, 0, FLOAT32_END), "beta1": (beta1, 0, 1), "beta2": (beta2, 0, 1), "eps": (eps, 1e-38, FLOAT32_END),
+                  "weight_decay": (weight_decay, 0, FLOAT32_END), "grad_clip": (grad_clip or 0, 0, FLOAT32_END)}  # fmt: skip
+        for name, (value, low, end) in ranges.items():
+            if not (low <= value and value < FLOAT32_END and np.float32(value) < end):
+                raise UsageError(f"update: {name} = {value}, expected {low:g} or more and below {end:g}")
 
     def _first_nonfinite(self) -> str:
         for name, view in self.grads.items():
@@ -300,13 +316,16 @@ class Model:
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
-    def logits(self, tokens, last: bool = False) -> np.ndarray:
-        """A copy of the logits, (B, T, V), or (B, V) of the last position only. tokens: (B, T) integers below V."""
+    def logits(self, tokens, last: bool = False, at: int | None = None) -> np.ndarray:
+        """A copy of the logits, (B, T, V); with last=True those of the last position only, with at=t of position t, (B, V).
+
+        tokens: (B, T) integers below V."""
         program = self._put(tokens)
         self._run(program.body)
         B, T = self.batch
         rows = self.acts["lnf"].reshape(B, T, -1)
-        rows = np.ascontiguousarray(rows[:, -1]) if last else rows.reshape(B * T, -1)
+        at = T - 1 if last else at
+        rows = rows.reshape(B * T, -1) if at is None else np.ascontiguousarray(rows[:, at])
         out = np.empty((len(rows), self.config.vocab_size), np.float32)
         chunk = self.acts["logits"]
         linear, head = OPS["linear"].forward, self.params["wte"]
@@ -316,7 +335,7 @@ class Model:
             views = {"out": chunk[: len(part)], "inp": part, "weight": head, "scratch": self.scratch["scratch"]}
             self.kernels.bind(linear, views, numbers)()
             out[start : start + len(part)] = chunk[: len(part), : self.config.vocab_size]
-        return out if last else out.reshape(B, T, -1)
+        return out.reshape(B, T, -1) if at is None else out
 
     def flops_per_step(self, B: int, T: int) -> float:
         """Flops of one forward, backward and update, by the op table."""

@@ -20,6 +20,7 @@ from .data.tokens import TokenLoader
 from .errors import DataError, UsageError
 from .info import describe
 from .kernels import backend, cpu_name, default_threads
+from .memory.arena import human
 from .model import Model
 from .training.inputs import check_shards, find_data, find_start, prompt_ids, shape_of
 from .training.loop import Sample, Stopped, Update, Validation, train
@@ -50,7 +51,7 @@ def parser() -> Parser:
     for s in SETTINGS.values():
         flags = [f"-{s.letter}", s.flag] if s.letter else [s.flag]
         columns = [f"{value:g}" if isinstance(value, float) else str(value) for value in (s.checkpoint, s.scratch)]
-        default = "" if s.scratch is None else f" ({' from a checkpoint, '.join(dict.fromkeys(columns))})"
+        default = "" if s.scratch is None else f" ({' from a checkpoint, else '.join(dict.fromkeys(columns))})"
         switch = {"nargs": "?", "const": True} if s.kind is bool else {}
         p.add_argument(*flags, dest=s.name, type=s.parse, help=s.help + default, metavar=s.metavar, **switch)
     for row in REFUSED:
@@ -97,20 +98,20 @@ def prepare(given: dict[str, object]) -> SimpleNamespace:
     prompt = prompt_ids(s.sample_prompt, data.tokenizer)
     target = new_run(s.out, start.name, data.name)  # the name; it is taken last
     options = dict(attention=s.attention, threads=s.threads, kernels=kernels, trace=s.trace)
+    Model(config, **options).plan(s.batch_size, s.seq_len, training=True)  # what cannot fit fails before a weight is drawn
     if start.path:
         model = Model.load(start.path, block_size=config.block_size, **options)
     else:
         model = Model.init(config, s.seed, **options)
-    model.plan(s.batch_size, s.seq_len)
+    model.plan(s.batch_size, s.seq_len, training=True)
     target.reserve()
     settled = {name: getattr(config, name) for name in SHAPE}
     settled |= {"init": str(start.path or start.name), "threads": model.threads, "out": str(target.path)}
     settled |= {"steps": batches.batches if s.steps < 0 else s.steps}
-    threads = default_threads(s.threads)
     s = SimpleNamespace(**(vars(s) | settled))
     title = str(start.path) if start.path else f"{start.name} from scratch, seed {s.seed}"
     loaders = {"data": data, "batches": batches, "validation": validation, "prompt": prompt}
-    return SimpleNamespace(s=s, model=model, run=target, title=title, threads=threads, **loaders)
+    return SimpleNamespace(s=s, model=model, run=target, title=title, **loaders)
 
 
 # --- the screen -----------------------------------------------------------------------------------------------------
@@ -134,14 +135,14 @@ def say(label: str, text: str) -> None:
 
 def first_screen(p: SimpleNamespace, peak: float) -> None:
     s, model = p.s, p.model
-    threads = f"{p.threads.count} thread{'s' * (p.threads.count > 1)} ({p.threads.why})"
-    if not model.kernels.openmp():
-        threads = "1 thread (built without OpenMP)"
+    team, wish = model.kernels.last_team(), default_threads(s.threads)  # of the peak's measurement
+    why = wish.why if team == wish.count else f"{wish.count} wanted" if model.kernels.openmp() else "built without OpenMP"
+    threads = f"{team} thread{'s' * (team > 1)} ({why})"
     say("machine", f"{model.kernels.name.upper()} kernels, {model.kernels.isa}, {threads}, {cpu_name()}, "
         f"measured peak {peak / 1e9:.0f} GFLOP/s")  # fmt: skip
     say("data", p.data.about)
     say("model", describe(model, p.title, s.batch_size, s.seq_len))
-    say("memory", model.arena.breakdown())
+    say("memory", f"{human(4 * model.buffer.size)}: {model.arena.breakdown()}")
     tokens = s.batch_size * s.seq_len
     seconds = measure_update(model, s.batch_size, s.seq_len)
     checks = s.val_batches if s.val_batches > 0 else p.validation.batches if p.validation else 0
@@ -224,6 +225,9 @@ def next_commands(given: dict[str, object], p: SimpleNamespace, checkpoint: Path
     here = os.path.relpath(sys.executable)
     found = shutil.which("python")
     python = "python" if found and os.path.abspath(found) == sys.executable else min(here, sys.executable, key=len)
+    script = Path(sys.argv[0]).name == "gpt2flat"  # typed as `gpt2flat train`: python -m could find another copy
+    program = [sys.argv[0]] if script else [python, "-m"]
+    name = (lambda command: command) if script else "gpt2flat.{}".format
     try:
         prompt_ids("The", p.data.tokenizer)
         prompt = ["--prompt", "The"]
@@ -231,9 +235,9 @@ def next_commands(given: dict[str, object], p: SimpleNamespace, checkpoint: Path
         prompt = []  # a vocabulary that only decodes, or lacks a letter
     data = [word for name in DATA_FLAGS if name in given for word in (SETTINGS[name].flag, str(given[name]))]
     return [
-        shlex.join([python, "-m", "gpt2flat.generate", str(p.run.path), *prompt, "--temperature", "0.8"]),
-        shlex.join([python, "-m", "gpt2flat.train", "--init", str(checkpoint), *data]),
-        shlex.join([python, "-m", "gpt2flat.info", str(checkpoint)]),
+        shlex.join([*program, name("generate"), str(p.run.path), *prompt, "--temperature", "0.8"]),
+        shlex.join([*program, name("train"), "--init", str(checkpoint), *data]),
+        shlex.join([*program, name("info"), str(checkpoint)]),
     ]
 
 
@@ -245,7 +249,7 @@ def body(argv: list[str]) -> int:
     first_screen(p, peak)
     screen = Screen(s, p.data.tokenizer, model.flops_per_step(s.batch_size, s.seq_len), peak)
     with StopSignal() as stop:
-        p.run.create(vars(s), environment(model, peak), p.data.tokenizer)
+        p.run.create(vars(s), environment(model, peak), p.data.tokenizer, 4 * model.config.num_parameters)
         start = time.perf_counter()
         events = train(model, p.batches, p.validation, p.prompt, s, time.perf_counter, lambda: bool(stop))
         with Metrics(p.run.metrics) as metrics:
@@ -255,7 +259,8 @@ def body(argv: list[str]) -> int:
                         break
                     metrics.write(**record(event, screen.tokens, screen))
                     screen.show(event)
-            except OSError:  # nobody reads the screen any more (Ctrl-C also ends a `| tee`): keep what was learned
+            except (OSError, DataError):
+                # nobody reads the screen any more (Ctrl-C also ends a `| tee`), or the data is gone: keep what was learned
                 p.run.save(model, model.t)
                 raise
         screen.clear()

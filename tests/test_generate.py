@@ -35,12 +35,12 @@ class FakeModel:
     def __init__(self, V: int = 10):
         self.V, self.seen = V, []
 
-    def logits(self, tokens):
+    def logits(self, tokens, at):
         self.seen.append(tokens.copy())
         out = np.full((*tokens.shape, self.V), -5.0, np.float32)
         for shift, value in ((1, 3.0), (2, 2.0), (3, 1.0)):
             np.put_along_axis(out, (tokens[..., None] + shift) % self.V, value, axis=-1)
-        return out
+        return out[:, at]
 
 
 def test_greedy_counts_up():

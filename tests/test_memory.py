@@ -11,7 +11,8 @@ from gpt2flat.arch import gpt2
 from gpt2flat.errors import CapacityError, KernelArgError, UsageError
 from gpt2flat.formats import llmc
 from gpt2flat.memory import axes
-from gpt2flat.memory.arena import HUGE_PAGE, Arena, available_memory, human
+from gpt2flat.memory import limits
+from gpt2flat.memory.arena import HUGE_PAGE, Arena, human
 from gpt2flat.memory.layout import Layout, Row
 
 # byte offsets of the 124M checkpoint, and parameters with and without padding (formats of llm.c)
@@ -96,7 +97,7 @@ def test_work_that_cannot_fit_is_refused_with_a_breakdown():
     arena = Arena(1000)
     arena.plan_work(dict(scratch=10, dacts=10, acts=10))
     end = arena.end
-    with pytest.raises(CapacityError, match=r"needs .* TB.*available[\s\S]*params .*acts"):
+    with pytest.raises(CapacityError, match=r"needs .* TB more.*available.*params .*acts"):
         arena.plan_work(dict(scratch=10, dacts=10, acts=1 << 40))
     assert arena.end == end
 
@@ -138,7 +139,7 @@ print(grown / (4 * model.config.num_parameters))
 
 def test_helpers():
     assert human(497_904_640) == "497.9 MB" and human(12) == "12 B" and human(2.2e9) == "2.2 GB" and human(3.2e12) == "3.20 TB"
-    have, why = available_memory()
+    have, why = limits.available_memory()
     assert 0 < have < 1 << 50 and why
     assert Row("a", "N, C", slots="L").label() == "L x (N, C)"
 
@@ -153,3 +154,50 @@ def test_plans_of_124M_fit_the_promise(batch, limit):
 def test_caps_of_shapes_and_files_agree():
     assert {"maxT": gpt2.CAPS["block_size"], "V": gpt2.CAPS["vocab_size"], "L": gpt2.CAPS["n_layer"], "NH": gpt2.CAPS["n_head"],
             "C": gpt2.CAPS["n_embd"], "Vp": gpt2.CAPS["vocab_size"]} == {n: d.cap for n, d in llmc.DIMS.items()}  # fmt: skip
+
+
+def test_cgroup_limits(tmp_path, monkeypatch):
+    """The least of all cgroups above the process counts; pages of files that nobody uses are not taken."""
+    leaf = tmp_path / "a/b"
+    leaf.mkdir(parents=True)
+    (tmp_path / "a/memory.max").write_text("3000\n")
+    (tmp_path / "a/memory.current").write_text("2500\n")
+    (tmp_path / "a/memory.stat").write_text("anon 1\ninactive_file 700\n")
+    (leaf / "memory.max").write_text("max\n")
+    (leaf / "cpu.max").write_text("150000 100000\n")
+    (tmp_path / "a/cpu.max").write_text("max 100000\n")
+    monkeypatch.setattr(limits, "CGROUPS", tmp_path)
+    monkeypatch.setattr(limits, "_read", lambda path, read=limits._read: "0::/a/b" if str(path) == "/proc/self/cgroup" else read(path))
+    assert limits.available_memory() == (1200, "memory limit of the cgroup")
+    assert limits.cpu_quota() == 1.5
+
+
+def test_training_is_admitted_apart_from_inference(monkeypatch):
+    """A model that only reads is not charged for gradients and AdamW state; a foreign use of memory is no room."""
+    from gpt2flat.memory import arena
+
+    model = Model(GPT2Config(64, 50257, 2, 4, 256))
+    tokens = np.zeros((1, 8), int)
+    monkeypatch.setattr(arena, "available_memory", lambda: (60 << 20, "test"))
+    model.forward(tokens, tokens)
+    with pytest.raises(CapacityError, match="needs .* more, but only 62.9 MB are available"):
+        model.forward_backward(tokens, tokens)
+    monkeypatch.setattr(arena, "available_memory", lambda: (300 << 20, "test"))
+    model.forward_backward(tokens, tokens)
+    monkeypatch.setattr(arena, "available_memory", lambda: (0, "test"))
+    model.forward_backward(tokens, tokens)  # admitted once
+    with pytest.raises(CapacityError):
+        Model(GPT2Config(64, 97, 1, 1, 8))
+
+
+def test_axes_leave_no_garbage():
+    import gc
+
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(50):
+            axes.size("(NH+2*KVH)*HS", dict(NH=3, KVH=1, HS=5))
+        assert gc.collect() < 50
+    finally:
+        gc.enable()

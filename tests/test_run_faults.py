@@ -156,3 +156,38 @@ def test_metrics_hold_every_digit(here):
     events = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     losses = [event["loss"] for event in events if "loss" in event]
     assert len(losses) == 3 and all(len(repr(loss)) > 12 for loss in losses)
+
+
+def test_data_that_vanishes_keeps_what_was_learned(here, capsys):
+    """A token file cut short underneath ends the run with one line; the weights of the last update are saved."""
+    shutil.copytree(ROOT / "tests/llmc_tiny", here, dirs_exist_ok=True)
+    line = [sys.executable, "-m", "gpt2flat.train", "-e", "model.bin", "-i", "tokens_train.bin", "-j", "tokens_val.bin", "-s", "0"]
+    process = subprocess.Popen([*line, "-x", "100000", "-v", "0", "-o", "run"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(8):
+        process.stdout.readline()
+    os.truncate("tokens_train.bin", 2000)
+    process.stdout.read()
+    error = process.stderr.read()
+    assert process.wait(60) == 4 and error.count("\n") == 1 and "tokens_train.bin" in error
+    assert Run("run").checkpoint() is not None
+
+
+def test_too_big_a_model_fails_before_a_weight_is_drawn(here, capsys):
+    assert main(["--init", "d84", "-x", "1", "-b", "1"]) == one_line(capsys, 7, "available", "grads")
+    assert not Path("runs").exists()
+
+
+def test_a_disk_too_full_for_a_checkpoint_is_said_first(here, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1000))
+    assert main([*SMALL, "--steps", "1", "-o", "run"]) == one_line(capsys, 5, "1.0 kB are free, a checkpoint takes")
+
+
+def test_closed_streams_are_no_traceback(here):
+    done = subprocess.run(["sh", "-c", f"{sys.executable} -m gpt2flat.info tiny >&-"], capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+
+
+def test_text_values_are_left_alone():
+    from gpt2flat.train import read_flags
+
+    assert read_flags(["--sample-prompt", "--a_b c", "--log_every=3"]) == {"sample_prompt": "--a_b c", "log_every": 3}

@@ -113,7 +113,7 @@ BAD = """
 --bogus 1         --bogus        | --batch 4         --batch        | --step 4          --steps
 --lrr 1           --lr           | config/train.py   train.py       | -b                --batch-size
 -b x              whole number   | -b 0              at least 1     | -b 4.5            whole number
---lr nan          --lr           | --lr inf          below 1e+06    | --lr 1e39         below 1e+06    | --lr 1_0          a number       | --lr -1           at least 0
+--lr nan          --lr           | --lr inf          below 1000000.0    | --lr 1e39         below 1000000.0    | --lr 1_0          a finite number       | --lr -1           at least 0
 --beta1 1         below 1        | -k linear         later version  | -k wsd            later version
 -k x              cosine         | --backend numba   later version  | --backend cuda    auto, c
 --attention fast  flash          | --threads 0       at least 1     | -q 2              at most 1

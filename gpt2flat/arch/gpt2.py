@@ -27,13 +27,13 @@ class GPT2Config:
     def __post_init__(self):
         for name, cap in CAPS.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or not 1 <= value <= cap:
+            if type(value) is not int or not 1 <= value <= cap:
                 raise UsageError(f"{name} = {value!r}: expected a whole number from 1 to {cap}")
         if self.n_embd % self.n_head:
             raise UsageError(f"n_head = {self.n_head} does not divide n_embd = {self.n_embd}")
         if not self.padded_vocab_size:
             object.__setattr__(self, "padded_vocab_size", -(-self.vocab_size // 128) * 128)
-        if not self.vocab_size <= self.padded_vocab_size <= CAPS["vocab_size"]:
+        if type(self.padded_vocab_size) is not int or not self.vocab_size <= self.padded_vocab_size <= CAPS["vocab_size"]:
             raise UsageError(f"padded_vocab_size = {self.padded_vocab_size}: expected {self.vocab_size} to {CAPS['vocab_size']}")
 
     @property

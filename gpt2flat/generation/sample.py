@@ -67,7 +67,7 @@ def next_logits(model, rows: np.ndarray) -> np.ndarray:
     B, n = context.shape
     padded = np.zeros((B, min(limit, -(-n // PLAN) * PLAN)), np.int32)
     padded[:, :n] = context  # attention looks back only, so what stands behind changes nothing
-    return model.logits(padded)[:, n - 1]
+    return model.logits(padded, at=n - 1)
 
 
 def pick(logits: np.ndarray, temperature: float, top_k: int | None, random: np.random.Generator) -> int:
@@ -76,7 +76,7 @@ def pick(logits: np.ndarray, temperature: float, top_k: int | None, random: np.r
         raise NonFiniteError("the logits are not finite: the weights of this model are damaged")
     if temperature == 0:
         return int(logits.argmax())
-    scaled = (logits.astype(np.float64) - float(logits.max())) / temperature
+    scaled = (logits.astype(np.float64) - float(logits.max())) / max(temperature, 1e-9)
     if top_k is not None and top_k < scaled.size:
         scaled[scaled < np.partition(scaled, -top_k)[-top_k]] = -math.inf
     cumulative = np.cumsum(np.exp(scaled))

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import KernelArgError, UnsupportedCPUError
+from ..errors import KernelArgError, UnsupportedCPUError, UsageError
 from ..memory import axes as ax
+from ..memory.limits import affinity, cpu_quota
 from .native import Native
 from .ops import KERNELS, OP_OF
 
@@ -87,16 +88,19 @@ class Threads:
 
 
 def default_threads(wish: int | None = None) -> Threads:
-    """A wish (--threads), else OMP_NUM_THREADS, else the physical cores in the affinity mask, limited by the cgroup quota."""
+    """A wish (--threads), else OMP_NUM_THREADS, else the physical cores in the affinity mask, limited by the cgroup quota.
+
+    Raises UsageError for a wish that is not a whole number from 1 to MAX_THREADS."""
     if wish is not None:
+        if type(wish) is not int or not 1 <= wish <= MAX_THREADS:
+            raise UsageError(f"threads = {wish!r}: expected a whole number from 1 to {MAX_THREADS}")
         return Threads(wish, "as asked")
     from_env = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if from_env.isdigit() and int(from_env) > 0:
-        return Threads(int(from_env), "OMP_NUM_THREADS")
-    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    cores = {_core_of(cpu) for cpu in cpus}
+    if from_env.isascii() and from_env.isdigit() and int(from_env) > 0:
+        return Threads(min(int(from_env), MAX_THREADS), "OMP_NUM_THREADS")
+    cores = {_core_of(cpu) for cpu in affinity()}
     count, why = len(cores), "physical cores"
-    quota = _cgroup_quota()
+    quota = cpu_quota()
     if quota is not None and quota < count:
         count, why = max(1, int(quota)), f"cgroup quota of {quota:.1f} CPUs"
     return Threads(count, why)
@@ -107,19 +111,6 @@ def _core_of(cpu: int):
         return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
     except OSError:
         return cpu
-
-
-def _cgroup_quota() -> float | None:
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        quota = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text())
-        return quota / int(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text()) if quota > 0 else None
-    except (OSError, ValueError):
-        return None
 
 
 def cpu_name() -> str:

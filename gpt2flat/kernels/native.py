@@ -10,12 +10,12 @@ from ..errors import ForkError
 from .ops import Kernel, Op
 
 CTYPES = {"f32": "float[]", "i32": "int32_t[]"}
-_forked = False
+_ran = _forked = False  # a kernel has run in this process; in the one it was forked from
 
 
 def _mark_child() -> None:
     global _forked
-    _forked = True  # the threads of the parent's OpenMP pool do not exist here; a parallel region would wait for them
+    _forked = _ran  # the threads of the parent's OpenMP pool do not exist here; a parallel region would wait for them
 
 
 if hasattr(os, "register_at_fork"):
@@ -55,7 +55,9 @@ class Native:
         return getattr(self.lib, f"{op.name}_scratch")(*(dims[d] for d in (*op.dims.split(), "NT")))
 
     def ready(self) -> None:
-        """Raises ForkError in a child forked after this module was imported: its OpenMP threads are gone."""
+        """To be called before a kernel. Raises ForkError in a child forked after kernels had run: its OpenMP threads are gone."""
+        global _ran
+        _ran = True
         if _forked:
             raise ForkError("gpt2flat kernels cannot run in a forked child: start workers with spawn or forkserver")
 
@@ -65,6 +67,7 @@ class Native:
 
     def peak_round(self, threads: int):
         """A callable (rounds) that runs independent FMAs in registers on `threads` threads; time it for the machine's peak."""
+        self.ready()
         out = np.zeros(32 * threads, np.float32)
         return lambda rounds: self.lib.peak_fma(self.ffi.from_buffer("float[]", out), rounds, threads)
 

@@ -7,16 +7,17 @@ only once they are touched. The only file that knows where the floats are."""
 
 import mmap
 import os
-from pathlib import Path
 
 import numpy as np
 
 from ..errors import CapacityError
 from .layout import Layout
+from .limits import available_memory
 
 HEADER_FLOATS = 256
 HUGE_PAGE = 2 << 20
-PAGE_FLOATS = 4096 // 4
+PAGE_FLOATS = max(mmap.PAGESIZE, 4096) // 4
+LEAST_ROOM = 1 << 26
 MAP_NORESERVE = 0x4000  # Linux; Python names it from 3.13 on
 STATE = ("header", "params", "grads", "m", "v")
 WORK = ("scratch", "dacts", "acts")
@@ -73,24 +74,31 @@ class Arena:
             at += self.sizes[name]
             at = at if name == "header" else _round_up(at, PAGE_FLOATS)
         self.state_end = at
-        room = max(_physical_memory(), 1 << 26)
+        self._map = self._reserve_room()
+        raw = np.frombuffer(self._map, np.uint8)
+        self._skip = -raw.ctypes.data % HUGE_PAGE
+        self._floats = raw[self._skip : self._skip + (len(raw) - self._skip) // 4 * 4].view(np.float32)
+        self.end = self.state_end
+        self._admitted: dict[str, int] = {}  # bytes by section that were checked against free memory
+        self.admit("header", "params")
+
+    def _reserve_room(self) -> mmap.mmap:
+        most = room = max(available_memory()[0], LEAST_ROOM)
         while True:
             try:
-                self._map = _reserve(self.state_end * 4 + room + HUGE_PAGE)
-                break
+                region = _reserve(self.state_end * 4 + room + HUGE_PAGE)
             except OSError:
-                if room <= 1 << 26:
+                if room <= LEAST_ROOM:
                     raise CapacityError(
                         f"cannot reserve {human(self.state_end * 4)} of address space for the parameters, gradients and "
                         "AdamW state: raise the limit (ulimit -v) or take a smaller model"
                     ) from None
-                room //= 2
-        raw = np.frombuffer(self._map, np.uint8)
-        skip = -raw.ctypes.data % HUGE_PAGE
-        self._floats = raw[skip : skip + (len(raw) - skip) // 4 * 4].view(np.float32)
-        self._skip = skip
-        self.end = self.state_end
-        self.peak_work = 0
+                room = max(room // 2, LEAST_ROOM)
+                continue
+            if room < most:  # a limit bites: leave half of what is left to thread stacks and NumPy, or libgomp ends the process
+                region.close()
+                region = _reserve(self.state_end * 4 + room // 2 + HUGE_PAGE)
+            return region
 
     @property
     def buffer(self) -> np.ndarray:
@@ -101,34 +109,41 @@ class Arena:
         start = self.starts[name]
         return Section(name, self._floats[start : start + layout.floats], layout, names)
 
+    def admit(self, *names: str) -> None:
+        """Before sections are first touched: raises CapacityError when free memory cannot hold those not admitted yet."""
+        new = {name: 4 * self.sizes[name] for name in names if name not in self._admitted}
+        self._require(sum(new.values()), self.sizes)
+        self._admitted |= new
+
     def plan_work(self, sizes: dict[str, int]) -> None:
         """Plans scratch, dacts and acts anew; their old contents are given back to the system.
 
-        sizes: floats by section. Raises CapacityError with a breakdown when they cannot fit; the old plan then stays."""
+        sizes: floats by section. Raises CapacityError with a breakdown when they cannot fit; the old plan then stays. dacts are
+        admitted apart, because only training touches them."""
         starts, at = {}, self.state_end
         for name in WORK:
             starts[name] = at
             at = _round_up(at + sizes[name], PAGE_FLOATS)
-        self._check(at, sizes)
+        new = {name: 4 * sizes[name] for name in WORK if name != "dacts"}
+        self._require(sum(new.values()) - sum(self._admitted.get(name, 0) for name in WORK), {**self.sizes, **sizes})
         if at > len(self._floats):
             raise CapacityError(
                 f"the plan of {human(at * 4)} does not fit the {human(len(self._floats) * 4)} of address space that could be "
-                f"reserved: raise the limit (ulimit -v) or take a smaller batch\n{self.breakdown(sizes)}"
+                f"reserved: raise the limit (ulimit -v) or take a smaller batch ({self.breakdown(sizes)})"
             )
         if self.end > self.state_end:
             _release(self._map, self._skip + self.state_end * 4, (self.end - self.state_end) * 4)
+        self._admitted = {name: size for name, size in self._admitted.items() if name not in WORK} | new
         self.starts.update(starts)
         self.sizes.update(sizes)
         self.end = at
 
-    def _check(self, end: int, sizes: dict[str, int]) -> None:
-        # what is resident now was counted as used already, so only the growth must find room
-        resident = _resident_memory()
+    def _require(self, more: int, sizes: dict[str, int]) -> None:
         have, limit = available_memory()
-        if end * 4 > have + resident:
+        if more > have:
             raise CapacityError(
-                f"the plan needs {human(end * 4)}, but only {human(have)} are available ({limit}): take a smaller --batch-size or "
-                f"--seq-len, or a smaller model\n{self.breakdown(sizes)}"
+                f"the plan needs {human(more)} more, but only {human(have)} are available ({limit}): take a smaller --batch-size "
+                f"or --seq-len, or a smaller model ({self.breakdown(sizes)})"
             )
 
     def breakdown(self, sizes: dict[str, int] | None = None) -> str:
@@ -156,48 +171,6 @@ def _reserve(length: int) -> mmap.mmap:
 def _release(region: mmap.mmap, start: int, length: int) -> None:
     if hasattr(mmap, "MADV_DONTNEED"):
         region.madvise(mmap.MADV_DONTNEED, start, _round_up(length, mmap.PAGESIZE))
-
-
-def _read_number(path: str) -> int | None:
-    try:
-        text = Path(path).read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
-
-
-def _meminfo(key: str) -> int | None:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith(key + ":"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        return None
-    return None
-
-
-def _physical_memory() -> int:
-    return _meminfo("MemTotal") or 1 << 36
-
-
-def _resident_memory() -> int:
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
-    except OSError:
-        return 0
-
-
-def available_memory() -> tuple[int, str]:
-    """Bytes this process can still take, and what sets the limit: the machine, its cgroup or RLIMIT_AS."""
-    limits = [(_meminfo("MemAvailable") or 1 << 62, "free memory of the machine")]
-    for most, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        cap = _read_number(most)
-        if cap is not None:
-            limits.append((max(0, cap - (_read_number(used) or 0)), "memory limit of the cgroup"))
-    return min(limits)
 
 
 def human(n: float) -> str:

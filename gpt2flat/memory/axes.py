@@ -23,19 +23,19 @@ def _parse(expression: str) -> ast.expr:
 
 def size(expression: str, dims: dict[str, int]) -> int:
     """The value of one axis. Raises KernelArgError for an unknown dim and ValueError for anything but names, +, -, *."""
+    return _value(_parse(expression), expression, dims)
 
-    def walk(node) -> int:
-        if isinstance(node, ast.Constant) and type(node.value) is int:
-            return node.value
-        if isinstance(node, ast.Name):
-            if node.id not in dims:
-                raise KernelArgError(f"dim {node.id} of {expression!r} is not known; known: {', '.join(sorted(dims))}")
-            return dims[node.id]
-        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-            return _OPERATORS[type(node.op)](walk(node.left), walk(node.right))
-        raise ValueError(f"axis expression {expression!r}: only names, numbers, +, - and * are allowed")
 
-    return walk(_parse(expression))
+def _value(node: ast.expr, expression: str, dims: dict[str, int]) -> int:
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return node.value
+    if isinstance(node, ast.Name):
+        if node.id not in dims:
+            raise KernelArgError(f"dim {node.id} of {expression!r} is not known; known: {', '.join(sorted(dims))}")
+        return dims[node.id]
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        return _OPERATORS[type(node.op)](_value(node.left, expression, dims), _value(node.right, expression, dims))
+    raise ValueError(f"axis expression {expression!r}: only names, numbers, +, - and * are allowed")
 
 
 def shape(axes: str, dims: dict[str, int]) -> tuple[int, ...]:

@@ -16,14 +16,14 @@ def _rows(layout: Layout) -> list[tuple[str, str, str, int]]:
 def as_text(layouts: dict[str, Layout]) -> str:
     """A line per section and tensor: offset in the section, size, share of the whole."""
     whole = 4 * sum(layout.floats for layout in layouts.values())
-    lines = [f"{'section':<10}{'tensor':<12}{'axes':<26}{'shape':<22}{'size':>10}{'share':>8}"]
+    lines = [f"{'section':<10}{'tensor':<13}{'axes':<25}{'shape':<22}{'size':>10}{'share':>8}"]
     for section, layout in layouts.items():
         lines.append(f"{section:<70}{human(4 * layout.floats):>10}{400 * layout.floats / whole:>7.1f}%")
         if section in ("grads", "m", "v"):
             lines.append(f"{'':<10}as params")
             continue
         for name, label, shape, size in _rows(layout):
-            lines.append(f"{'':<10}{name:<12}{label:<26}{shape:<22}{human(size):>10}{100 * size / whole:>7.1f}%")
+            lines.append(f"{'':<10}{name:<13}{label:<25}{shape:<22}{human(size):>10}{100 * size / whole:>7.1f}%")
     lines.append(f"{'all':<70}{human(whole):>10}{'100.0%':>8}")
     return "\n".join(lines)
 

@@ -5,12 +5,14 @@ Made once everything else has been checked; found again by when it started and b
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import CheckpointError, UsageError, reason
 from ..formats.llmc import write_atomically
+from ..memory.arena import human
 
 RUNS = Path("runs")
 STEP = re.compile(r"step_(\d{8,})")
@@ -36,12 +38,15 @@ class Run:
                     raise UsageError(_taken(self.path)) from None
                 self.path = _next_name(self._stem)
 
-    def create(self, settings: dict, environment: dict, tokenizer) -> None:
+    def create(self, settings: dict, environment: dict, tokenizer, needed: int = 0) -> None:
         """Writes what a run starts with into the reserved directory.
 
-        settings: see toml(); environment: plain JSON values; tokenizer: may be None. Raises CheckpointError if it cannot be
-        written, UsageError if another run has the directory."""
+        settings: see toml(); environment: plain JSON values; tokenizer: may be None; needed: bytes of a checkpoint. Raises
+        CheckpointError if it cannot be written or the disk is too full, UsageError if another run has the directory."""
         with _writing(self.path):
+            free = shutil.disk_usage(self.path).free
+            if free < needed:
+                raise CheckpointError(f"{self.path}: {human(free)} are free, a checkpoint takes {human(needed)}: name another place with --out")
             try:
                 (self.path / "checkpoints").mkdir()
             except FileExistsError:
@@ -59,7 +64,7 @@ class Run:
         """Writes the checkpoint after `step` updates; returns its model.bin. Raises CheckpointError."""
         folder = self.path / "checkpoints" / f"step_{step:08d}"
         with _writing(folder):
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         model.save(folder / MODEL)
         return folder / MODEL
 
@@ -74,7 +79,7 @@ class Run:
         """When the run started, as env.json says: ISO 8601 in UTC, so it sorts; "" when that cannot be read."""
         try:
             started = json.loads((self.path / "env.json").read_text())["started"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return ""
         return started if isinstance(started, str) else ""
 

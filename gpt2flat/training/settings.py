@@ -11,6 +11,8 @@ from types import SimpleNamespace
 from ..errors import UsageError
 from ..kernels import MAX_THREADS
 
+INF = float("inf")
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -64,9 +66,8 @@ class Setting:
         """ "a whole number, at least 1"."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
-        limits = [f"at least {self.low:g}"] if self.low is not None else []
-        limits += [f"at most {self.high:g}"] if self.high is not None else []
-        limits += [f"below {self.below:g}"] if self.below is not None else []
+        bounds = {"at least": self.low, "at most": self.high, "below": self.below}
+        limits = [f"{word} {bound}" for word, bound in bounds.items() if bound not in (None, INF)]
         return ", ".join([_WORDS[self.kind], *limits])
 
 
@@ -96,7 +97,7 @@ def _read_text(text: str) -> str:
 
 
 READ = {int: _read_whole, float: _read_number, str: _read_text, bool: _read_bool}
-_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "0 or 1"}
+_WORDS = {int: "a whole number", float: "a finite number", str: "text", bool: "0 or 1"}
 
 
 def flag_of(name: str) -> str:
@@ -105,7 +106,6 @@ def flag_of(name: str) -> str:
 
 # fmt: off
 S = Setting
-INF = float("inf")
 SETTINGS = {s.name: s for s in (
     #  name              letter kind  checkpoint  scratch
     S("init",              "e", str,   None,       None,
