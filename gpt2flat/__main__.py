@@ -9,6 +9,7 @@ from .errors import UsageError
 COMMANDS = {
     "train": "train a model, from scratch or from a checkpoint",
     "generate": "write text with a trained model",
+    "check": "compare a model with PyTorch's numbers, or its gradients with numeric ones",
     "info": "print the memory map and the program of a model",
 }
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from . import __version__
 from .data.tokenizer import escape_controls
-from .errors import Gpt2FlatError, UsageError, reason
+from .errors import DataError, Gpt2FlatError, UsageError, reason
 from .kernels import cpu_name
 from .training.settings import READ
 
@@ -169,6 +169,14 @@ def commit() -> str | None:
         return None
     asked = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
     return asked.stdout.strip() or None
+
+
+def data_folders() -> list[Path]:
+    """Where llm.c's files are looked for: $GPT2FLAT_DATA, then data/. Raises DataError if the first is no directory."""
+    named = os.environ.get("GPT2FLAT_DATA")
+    if named and not Path(named).is_dir():
+        raise DataError(f"GPT2FLAT_DATA={named}: is not a directory; expected the one that holds your data")
+    return [Path(folder) for folder in (named, "data") if folder]
 
 
 def duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ from .arch import gpt2
 from .arch.adamw import scratch_rows
 from .data.mt19937 import Stream, normal_
 from .errors import DataError, KernelArgError, NonFiniteError, UsageError
-from .formats import llmc
+from .formats import checkpoint
 from .kernels import backend, default_threads
 from .kernels.ops import OPS
 from .memory import axes as ax
@@ -33,8 +33,18 @@ def find_shape(name) -> tuple[gpt2.GPT2Config, Path | None]:
 
 
 def _read_config(path) -> gpt2.GPT2Config:
-    dims = llmc.read_checkpoint_header(path, lambda dims: gpt2.GPT2Config.of_dims(dims).num_parameters)
-    return gpt2.GPT2Config.of_dims(dims)
+    with open_checkpoint(path) as file:
+        return gpt2.GPT2Config.of_dims(file.dims)
+
+
+def open_checkpoint(path) -> checkpoint.Checkpoint:
+    """An open checkpoint of GPT-2's tensors, for a `with`; its header is checked. Raises FormatError, CheckpointError."""
+    return checkpoint.Checkpoint(path, lambda stored: stored_layout(stored).floats)
+
+
+def stored_layout(stored: dict[str, int]) -> Layout:
+    """Where GPT-2's tensors lie in a file whose header gave these dims."""
+    return Layout.plan(gpt2.PARAMS, gpt2.GPT2Config.of_dims(stored).dims())
 
 
 class Model:
@@ -57,7 +67,7 @@ class Model:
         self._state = Layout.plan(gpt2.PARAMS, config.dims())
         self.arena = Arena(self._state.floats)
         self.params, self.grads, self.m, self.v = (self.arena.section(s, self._state) for s in ("params", "grads", "m", "v"))
-        header = np.frombuffer(llmc.checkpoint_header(config.dims()), np.float32)
+        header = np.frombuffer(checkpoint.header(config.dims()), np.float32)
         self.arena.buffer[:HEADER_FLOATS] = header
         self.t = 0  # updates done
         self.batch = None  # (B, T) of the plan
@@ -65,20 +75,19 @@ class Model:
 
     @classmethod
     def load(cls, path, block_size: int | None = None, **options) -> "Model":
-        """A model from an llm.c checkpoint, version 3; a smaller `block_size` keeps that many rows of wpe.
+        """A model from an llm.c checkpoint, version 3, 1 (wte without padding) or 5 (bf16, which float32 holds exactly); a smaller
+        `block_size` keeps that many rows of wpe.
 
-        One read into the head of the arena. Raises FormatError for a file that is not one, NonFiniteError for NaN or inf in it."""
-        config = _read_config(path)
-        if block_size is not None and block_size > config.block_size:
-            raise UsageError(f"block size {block_size} is larger than the {config.block_size} of {path}")
-        if block_size in (None, config.block_size):
-            model = cls(config, **options)
-            llmc.read_payload_into(path, 4 * HEADER_FLOATS, model.params.floats)
-        else:
-            model = cls(replace(config, block_size=block_size), **options)
-            whole = Layout.plan(gpt2.PARAMS, config.dims())
-            for place in model.params.layout:
-                llmc.read_payload_into(path, 4 * HEADER_FLOATS + 4 * whole[place.row.name].offset, model.params[place.row.name].reshape(-1))
+        Read straight into the head of the arena. Raises FormatError for a file that is not one, NonFiniteError for NaN or inf in it."""
+        with open_checkpoint(path) as file:
+            config = gpt2.GPT2Config.of_dims(file.dims)
+            if block_size is not None and block_size > config.block_size:
+                raise UsageError(f"block size {block_size} is larger than the {config.block_size} of {path}")
+            model = cls(replace(config, block_size=block_size or config.block_size), **options)
+            stored = stored_layout(file.stored)
+            for name, view in model.params.items():
+                # the rows that both have: version 1 lacks the end of wte, a smaller block size the end of wpe
+                file.read_into(stored[name].offset, view.reshape(-1)[: stored[name].floats])
         model._require_finite(path, "the file is damaged")
         return model
 
@@ -117,11 +126,15 @@ class Model:
         """Every float of the model: header, params, grads, m, v, and once a batch is planned scratch, dacts, acts."""
         return self.arena.buffer
 
-    def save(self, path) -> None:
-        """Writes an llm.c checkpoint, version 3: beside the target, synced, then renamed. Raises CheckpointError,
-        and NonFiniteError for NaN or inf in a parameter; the old file stays."""
+    def save(self, path, dtype: str = "fp32") -> None:
+        """Writes an llm.c checkpoint, version 3, or with dtype "bf16" version 5 (half the size; rounded to nearest even).
+
+        Beside the target, synced, then renamed. Raises CheckpointError, NonFiniteError for NaN or inf in a parameter, UsageError
+        for another dtype; the old file stays."""
+        if dtype not in checkpoint.WRITTEN:
+            raise UsageError(f"dtype {dtype!r}: a checkpoint is written as one of {', '.join(checkpoint.WRITTEN)}")
         self._require_finite(path, "nothing was saved")
-        llmc.write_atomically(Path(path), self.buffer[: HEADER_FLOATS + self._state.floats])
+        checkpoint.write(path, self.config.dims(), self.params.floats, dtype)
 
     # -- planning ------------------------------------------------------------------------------------------------------
 

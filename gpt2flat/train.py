@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from .command import Parser, StopSignal, duration, environment, measure_peak, run
+from .command import Parser, StopSignal, data_folders, duration, environment, measure_peak, run
 from .data.tokenizer import Decoder, Tokenizer, escape_controls
 from .data.tokens import TokenLoader
 from .errors import DataError, UsageError
@@ -77,10 +77,7 @@ def read_flags(argv: list[str]) -> dict[str, object]:
 
 def prepare(given: dict[str, object]) -> SimpleNamespace:
     """Everything a run needs, checked, and nothing written yet: s, data, batches, validation, prompt, run, model ..."""
-    named = os.environ.get("GPT2FLAT_DATA")
-    if named and not Path(named).is_dir():
-        raise DataError(f"GPT2FLAT_DATA={named}: is not a directory; expected the one that holds your data")
-    folders = [Path(folder) for folder in (named, "data") if folder]
+    folders = data_folders()
     start = find_start(given.get("init"), given.get("tokenizer"), folders)
     shape = start.shape()
     if start.path is None:

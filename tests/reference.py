@@ -2,6 +2,7 @@
 
 python tests/reference.py train CHECKPOINT BATCH.npz OUT.npz [--runs plain:float32 ...] [--updates 10] [--lr ...]
 python tests/reference.py init OUT.npz --shape V maxT L NH C
+python tests/reference.py bf16 BITS.npy OUT.npy     float32 bits to bfloat16 bits
 python tests/reference.py lines FILE    runs such commands, one per line, in one process
 python tests/reference.py store     rewrites tests/parity_numbers/*.npz, which need no torch to be checked"""
 
@@ -261,6 +262,9 @@ def parser():
     start = commands.add_parser("init")
     start.add_argument("out")
     start.add_argument("--shape", type=int, nargs=5, required=True, metavar=tuple(SMALL))
+    rounding = commands.add_parser("bf16")
+    rounding.add_argument("bits")
+    rounding.add_argument("out")
     commands.add_parser("lines").add_argument("file")
     commands.add_parser("store")
     return top
@@ -274,6 +278,9 @@ def run(args):
             run(parser().parse_args(shlex.split(line)))
     elif args.command == "init":
         np.savez(args.out, **init(dict(zip(SMALL, args.shape, strict=True))))
+    elif args.command == "bf16":
+        floats = torch.from_numpy(np.load(args.bits).view(np.float32))
+        np.save(args.out, floats.bfloat16().view(torch.int16).numpy().view(np.uint16))
     else:
         with np.load(args.batch, allow_pickle=False) as batch:
             tokens, targets = batch["tokens"], batch["targets"]

@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 
 from gpt2flat.errors import CheckpointError, DataError, FormatError
-from gpt2flat.formats import llmc
+from gpt2flat.formats import checkpoint, llmc
+from gpt2flat.formats.choices import ChoiceFile
+from gpt2flat.formats.debug_state import DebugState, write_debug_state
 
 TINY = Path(__file__).parent / "llmc_tiny"
 DIMS = {"maxT": 4, "V": 5, "L": 1, "NH": 2, "C": 4, "Vp": 8}
 WORDS = {"maxT": 2, "V": 3, "L": 4, "NH": 5, "C": 6, "Vp": 7}
 CAPS = {"maxT": 65536, "V": 2**20, "L": 1024, "NH": 1024, "C": 65536, "Vp": 2**20}
 INT_MIN, INT_MAX = -(2**31), 2**31 - 1
+# version -> (bytes per number, rows of wte padded); the others are refused
+VERSIONS = {1: (4, False), 3: (4, True), 5: (2, True)}
 
 
 def parameters(d):
@@ -40,7 +44,8 @@ def checkpoint_bytes(words=None, size=None):
 
 
 def read(path):
-    return llmc.read_checkpoint_header(path, parameters)
+    with checkpoint.Checkpoint(path, parameters) as file:
+        return file.dims
 
 
 # name -> (bytes of a valid file, its reader)
@@ -54,18 +59,56 @@ def tokenizer_bytes(tokens=(b"a", b"bc", b"<|endoftext|>"), words=None):
 
 
 def read_tokens(path):
-    file, count = llmc.open_tokens(path)
+    file = llmc.open_tokens(path)
     file.close()
-    return count
+    return file.count
+
+
+def batch_of(tokens, targets):
+    return np.array([tokens, targets], "<i4").tobytes()
+
+
+def debug_state_bytes(version=2, B=2, T=3, V=5, tokens=(0, 1, 2, 3, 4, 0), targets=(1, 2, 3, 4, 0, -1), loss=1.5):
+    """Logits counting from 0, gradients from 1000 (without the padding of wte in version 1)."""
+    grads = parameters(DIMS) - (0 if version > 1 else (DIMS["Vp"] - DIMS["V"]) * DIMS["C"])
+    floats = np.concatenate([np.arange(B * T * V), [loss], 1000 + np.arange(grads)]).astype("<f4")
+    return header({0: 20240327, 1: version, 2: B, 3: T}) + batch_of(tokens, targets) + floats.tobytes()
+
+
+def read_debug_state(path):
+    with DebugState(path, DIMS, parameters) as state:
+        return state
+
+
+def example_words(number, context=(7, 8), completions=((1,), (2, 3), (4,), (5, 6, 9)), **changes):
+    body = [len(context), *context] + [word for c in completions for word in (len(c), *c)]
+    size = 2 * (5 + len(body))
+    words = dict(start=65535, size=size, index=number, label=1, count=len(completions)) | changes
+    return [*words.values(), *body]
+
+
+def choice_bytes(*examples, longest=None, **words):
+    examples = examples or ({}, {"label": 3, "context": [11] * 9})
+    rows = [example_words(i, **changes) for i, changes in enumerate(examples)]
+    sizes = {0: 20240522, 1: 1, 2: len(rows), 3: longest or max(2 * len(row) for row in rows)}
+    sizes |= {int(key[1:]): value for key, value in words.items()}
+    return header(sizes) + np.concatenate(rows).astype("<u2").tobytes()
+
+
+def read_choices(path, T=16):
+    with ChoiceFile(path, T) as file:
+        return list(file)
 
 
 READERS = {
+    "a debug state": (debug_state_bytes(), read_debug_state),
+    "a multiple-choice evaluation file": (choice_bytes(), read_choices),
     "a model checkpoint": (checkpoint_bytes(), read),
     "a token file": (token_bytes(), read_tokens),
     "a tokenizer": (tokenizer_bytes(), llmc.read_tokenizer),
 }
 KINDS = {20240326: "a model checkpoint", 20240327: "a debug state", 20240328: "a tokenizer", 20240520: "a token file"}
-KINDS |= {20240522: "a multiple-choice", 20240527: "a training state", 20240801: "a Llama-3 token file"}
+KINDS |= {20240522: "a multiple-choice evaluation file", 20240527: "a training state", 20240801: "a Llama-3 token file"}
 
 
 @pytest.fixture
@@ -85,12 +128,12 @@ def put(tmp_path):
 def test_llmcs_own_checkpoint():
     assert read(TINY / "model.bin") == {"maxT": 64, "V": 97, "L": 2, "NH": 2, "C": 32, "Vp": 128}
     raw = (TINY / "model.bin").read_bytes()
-    assert llmc.checkpoint_header(read(TINY / "model.bin")) == raw[:1024]
-    wte = np.full((128, 32), np.nan, np.float32)
-    llmc.read_payload_into(TINY / "model.bin", 1024, wte)
-    assert wte.tobytes() == raw[1024 : 1024 + wte.nbytes] and not wte[97:].any() and wte[:97].all()
-    lnfb = np.full(32, np.nan, np.float32)
-    llmc.read_payload_into(TINY / "model.bin", len(raw) - 128, lnfb)
+    assert checkpoint.header(read(TINY / "model.bin")) == raw[:1024]
+    wte, lnfb = np.full(128 * 32, np.nan, np.float32), np.full(32, np.nan, np.float32)
+    with checkpoint.Checkpoint(TINY / "model.bin", parameters) as file:
+        file.read_into(0, wte)
+        file.read_into((len(raw) - 1024) // 4 - 32, lnfb)
+    assert wte.tobytes() == raw[1024 : 1024 + wte.nbytes] and not wte[97 * 32 :].any() and wte[: 97 * 32].all()
     assert lnfb.tobytes() == raw[-128:]
 
 
@@ -120,9 +163,12 @@ def test_what_a_file_is(put):
 # --- hostile headers: accepted exactly when an independent check says so, and never another exception
 
 
-def fits(d, size):
-    in_range = all(1 <= d[name] <= CAPS[name] for name in CAPS)
-    return in_range and d["C"] % d["NH"] == 0 and d["V"] <= d["Vp"] and size == 1024 + 4 * parameters(d)
+def fits(d, size, version):
+    itemsize, padded = VERSIONS[version]
+    stored = d if padded else d | {"Vp": d["V"]}
+    in_range = all(1 <= stored[name] <= CAPS[name] for name in CAPS) and (padded or d["Vp"] == 0)
+    right = in_range and stored["C"] % stored["NH"] == 0 and stored["V"] <= stored["Vp"]
+    return right and size == 1024 + itemsize * parameters(stored)
 
 
 def extremes(name):
@@ -137,19 +183,21 @@ HEADERS += [
 ]
 
 
-def test_every_mutated_header(put):
-    accepted = 0
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_mutated_header(put, version):
+    accepted, data = 0, versioned(version)
+    base = DIMS | ({} if VERSIONS[version][1] else {"Vp": 0})
     for changes in HEADERS:
-        path = put(checkpoint_bytes(checkpoint_words(**changes)))
-        dims = {**DIMS, **changes}
+        dims = base | changes
+        path = put(header(checkpoint_words(**dims) | {1: version}) + data[1024:])
         try:
             assert read(path) == dims
-            assert fits(dims, path.stat().st_size), f"accepted {changes}"
+            assert fits(dims, path.stat().st_size, version), f"accepted {changes}"
             accepted += 1
         except FormatError as problem:
-            assert not fits(dims, path.stat().st_size), f"refused {changes}: {problem}"
+            assert not fits(dims, path.stat().st_size, version), f"refused {changes}: {problem}"
             assert str(path) in str(problem) and "\n" not in str(problem)
-    assert len(HEADERS) > 300 and 3 <= accepted < 30, accepted
+    assert len(HEADERS) > 300 and 1 <= accepted < 30, accepted
 
 
 def test_random_mutations_of_every_kind(put):
@@ -203,7 +251,7 @@ def test_truncated_and_longer_files(put, kind):
 @pytest.mark.parametrize("kind", READERS)
 def test_reserved_words_are_zero(put, kind):
     data, reader = READERS[kind]
-    first = {"a model checkpoint": 8, "a token file": 3, "a tokenizer": 5}[kind]
+    first = {"a model checkpoint": 8, "a token file": 3, "a tokenizer": 5}.get(kind, 4)
     for index in range(first, 256):
         mutant = bytearray(data)
         mutant[4 * index + index % 4] = 1
@@ -230,15 +278,49 @@ def test_byte_swapped_files_are_named(put, kind):
         reader(put(np.frombuffer(data[:1024], ">i4").astype("<i4").tobytes() + data[1024:]))
 
 
+def versioned(version, floats=None, **changes):
+    """A checkpoint of a version as llm.c wrote it; floats: the numbers with wte padded, zeros by default."""
+    itemsize, padded = VERSIONS.get(version, (4, True))
+    dims = DIMS | changes
+    floats = np.zeros(parameters(dims), np.float32) if floats is None else floats
+    if not padded:
+        floats = np.concatenate([floats[: dims["V"] * dims["C"]], floats[dims["Vp"] * dims["C"] :]])
+        dims["Vp"] = 0
+    words = {0: 20240326, 1: version} | {WORDS[name]: value for name, value in dims.items()}
+    raw = floats.astype("<f4").tobytes()
+    return header(words) + (raw if itemsize == 4 else np.frombuffer(raw, "<u2")[1::2].tobytes())
+
+
 @pytest.mark.parametrize("version", [*range(-1, 11), INT_MAX])
 def test_checkpoint_versions(put, version):
-    path = put(checkpoint_bytes(checkpoint_words() | {1: version}))
-    hints = {1: "padded", 2: "bf16", 4: "mixed", 5: "bf16"}
-    if version == 3:
-        assert read(path) == DIMS
+    path = put(versioned(version))
+    if version in VERSIONS:
+        with checkpoint.Checkpoint(path, parameters) as file:
+            assert file.version == version and file.dims == DIMS | ({} if VERSIONS[version][1] else {"Vp": 0})
+            assert file.stored == DIMS | ({} if VERSIONS[version][1] else {"Vp": 5})
     else:
-        with pytest.raises(FormatError, match=f"version {version}.*{hints.get(version, '')}.*expected.* 3"):
+        hint = {2: "bf16", 4: "mixed"}.get(version, "")
+        with pytest.raises(FormatError, match=f"version {version}.*{hint}.*expected 1, 3, 5"):
             read(path)
+
+
+def test_version_3_of_one_day_in_april(put):
+    with pytest.raises(FormatError, match="version 3 .*without padded vocabulary.*bf16"):
+        read(put(checkpoint_bytes(checkpoint_words(Vp=0))))
+
+
+def test_version_1_has_no_padded_vocabulary(put):
+    for vp in (5, 8, -1):
+        with pytest.raises(FormatError, match=f"Vp .* is {vp}, expected 0 in version 1"):
+            read(put(checkpoint_bytes(checkpoint_words(Vp=vp) | {1: 1})))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_size_of_each_version(put, version):
+    data = versioned(version)
+    for wrong in (data[:-1], data[:-4], data + b"\0", data + bytes(4 * 3 * 4)):
+        with pytest.raises(FormatError, match="cut short|followed"):
+            read(put(wrong))
 
 
 @pytest.mark.parametrize("version", [-1, 0, 2, 7])
@@ -255,9 +337,40 @@ def test_token_counts(put, count, payload):
         read_tokens(put(header({0: 20240520, 1: 1, 2: count}) + bytes(payload)))
 
 
-def test_a_token_file_without_header_is_explained(put):
+def old_tokens(ids):
+    return np.array(ids, "<i4").tobytes()
+
+
+OLD_IDS = [50256], [0, 7], [50256, *range(400)], [0] * 255 + [1], [1, 2, 3] * 1000, [9] * 256 + [-5, 60000]
+
+
+@pytest.mark.parametrize("ids", OLD_IDS)
+def test_token_files_without_header(put, ids):
+    path = put(old_tokens(ids))
+    assert llmc.kind_of(path) == "a token file without header"
+    file = llmc.open_tokens(path)
+    assert (file.count, file.dtype, file.start) == (len(ids), np.int32, 0)
+    assert file.read(0, len(ids)).tolist() == ids and file.read(len(ids) - 1, 1).tolist() == ids[-1:]
+    file.close()
     with pytest.raises(FormatError, match="has no header"):
-        read_tokens(put(np.array([50256, *range(400)], "<i4").tobytes()))
+        read(put(old_tokens([*ids, *[0] * 300])))
+
+
+@pytest.mark.parametrize(
+    "data, why",
+    [
+        (old_tokens([1, 2, 3]) + b"\0", "found 13 bytes, expected a multiple of 4"),
+        (old_tokens([1, 50257, 3]), "found 50257 as token 1, expected ids from 0 to 50256"),
+        (old_tokens([*range(255), -1]), "found -1 as token 255"),
+        (bytes(4), "nothing but zeros"),
+        (bytes(1 << 16), "nothing but zeros"),
+    ],
+)
+def test_what_is_no_old_token_file(put, data, why):
+    path = put(data)
+    assert llmc.kind_of(path) is None
+    with pytest.raises(FormatError, match=f"has no header, and is no token file of before June 2024: .*{why}"):
+        read_tokens(path)
 
 
 TOKENIZER_FAULTS = {
@@ -290,11 +403,132 @@ def test_tokenizer_version_1(put):
     assert (kind, read_back, eot) == ("llm.c", tokens, 50256)
 
 
+# --- debug states
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_debug_states(put, tmp_path, version):
+    grads = parameters(DIMS) - (0 if version > 1 else 12)
+    with DebugState(put(debug_state_bytes(version)), DIMS, parameters) as state:
+        assert (state.version, state.loss, state.stored["Vp"]) == (version, 1.5, 8 if version > 1 else 5)
+        assert state.tokens.tolist() == [[0, 1, 2], [3, 4, 0]] and state.targets.tolist() == [[1, 2, 3], [4, 0, -1]]
+        logits, tail = np.empty((2, 5), np.float32), np.empty(3, np.float32)
+        state.read_into("logits", 15, logits)
+        assert logits.ravel().tolist() == list(range(15, 25))
+        state.read_into("grads", grads - 3, tail)
+        assert tail.tolist() == [1000 + grads - 3, 1000 + grads - 2, 1000 + grads - 1]
+        os.truncate(tmp_path / "file.bin", 1100)
+        with pytest.raises(FormatError, match="cut short"):
+            state.read_into("grads", 0, tail)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_debug_states_are_written(tmp_path, version):
+    logits = np.arange(30.0).reshape(2, 3, 5)
+    every = 1000 + np.arange(parameters(DIMS), dtype=np.float32)
+    if version == 1:
+        every[20:] -= 12  # what follows the padding counts on without it
+    grads = [every[:32].reshape(8, 4), every[32:48].reshape(4, 4), every[48:]]
+    tokens, targets = np.array([[0, 1, 2], [3, 4, 0]]), np.array([[1, 2, 3], [4, 0, -1]])
+    write_debug_state(tmp_path / "s.bin", tokens, targets, logits, 1.5, grads, version)
+    assert (tmp_path / "s.bin").read_bytes() == debug_state_bytes(version)
+    flat = dict(tokens=tokens[0], targets=targets[0])
+    for wrong in [dict(version=3), dict(targets=targets[:1]), dict(logits=logits[0]), flat]:
+        given = dict(tokens=tokens, targets=targets, logits=logits, loss=1.5, grads=grads, version=version) | wrong
+        with pytest.raises(FormatError, match="version 3|expected .B, T."):
+            write_debug_state(tmp_path / "s.bin", **given)
+    assert (tmp_path / "s.bin").read_bytes() == debug_state_bytes(version)
+
+
+def test_the_124M_debug_state_is_as_large_as_llmcs(put):
+    d12 = {"maxT": 1024, "V": 50257, "L": 12, "NH": 12, "C": 768, "Vp": 50304}
+    path = put(header({0: 20240327, 1: 2, 2: 4, 3: 64}))
+    os.truncate(path, 549_369_860)  # sparse
+    with DebugState(path, d12, parameters) as state:
+        assert state.tokens.shape == (4, 64)
+
+
+@pytest.mark.parametrize(
+    "wrong, why",
+    [
+        (dict(version=0), "version 0, expected 1 or 2"),
+        (dict(version=3), "version 3, expected 1 or 2"),
+        (dict(tokens=(0, 1, 2, 3, 4, 5)), "token 5 is id 5, expected 0 to 4"),
+        (dict(tokens=(0, -1, 2, 3, 4, 0)), "token 1 is id -1"),
+        (dict(targets=(0, 1, 5, 3, 4, 0)), "target 2 is id 5, expected -1 to 4"),
+        (dict(targets=(0, 1, -2, 3, 4, 0)), "target 2 is id -2"),
+        (dict(loss=np.nan), "the loss is nan"),
+        (dict(loss=np.inf), "the loss is inf"),
+        (dict(V=6), "cut short|followed by other"),
+        (dict(T=4, tokens=(0,) * 8, targets=(0,) * 8, B=3), "cut short|followed by other"),
+        (dict(T=5, B=1, tokens=(0,) * 5, targets=(0,) * 5), "1 x 5 tokens.*1 to 4"),
+        (dict(B=0, T=3, tokens=(), targets=()), "batch of 0 x 3"),
+        (dict(B=2**20 + 1), "batch of 1048577 x 3"),
+    ],
+)
+def test_hostile_debug_states(put, wrong, why):
+    data = debug_state_bytes(**({} if "B" in wrong and wrong["B"] > 3 else wrong))
+    if wrong.get("B", 0) > 3:
+        data = data[:8] + struct.pack("<i", wrong["B"]) + data[12:]
+    with pytest.raises(FormatError, match=why):
+        read_debug_state(put(data))
+
+
+# --- multiple-choice evaluation files
+
+
+def test_multiple_choice(put):
+    first, second = read_choices(put(choice_bytes()))
+    assert first.context.tolist() == [7, 8] and first.label == 1 and second.label == 3
+    assert [c.tolist() for c in first.completions] == [[1], [2, 3], [4], [5, 6, 9]]
+    assert second.context.tolist() == [11] * 9
+    with ChoiceFile(put(choice_bytes()), 16) as file:
+        assert file.count == 2 and len(list(file)) == len(list(file)) == 2
+
+
+@pytest.mark.parametrize(
+    "data, why",
+    [
+        (choice_bytes(_1=2), "version 2, expected 1"),
+        (choice_bytes(_2=0), "says 0 examples"),
+        (choice_bytes(_2=65535), "says 65535 examples"),
+        (choice_bytes(_2=1), "bytes behind the last of 1 examples"),
+        (choice_bytes(_2=3), "example 2 of 3: the file ends within it"),
+        (choice_bytes(_3=0), "the longest example has 0 bytes"),
+        (choice_bytes(_3=160), "has 160 bytes, expected fewer than 160 for rows of 16"),
+        (choice_bytes(_3=40), "example 1 of 2: has 52 bytes, expected an even number from 12 to 40"),
+        (choice_bytes(dict(start=65534)), "the start marker is 65534, expected 65535"),
+        (choice_bytes(dict(index=1)), "its number is 1, expected 0"),
+        (choice_bytes({}, dict(index=0)), "example 1 of 2: its number is 0, expected 1"),
+        (choice_bytes(dict(label=4)), "the right completion is 4, expected 0 to 3"),
+        (choice_bytes(dict(count=3)), "the count of completions is 3"),
+        (choice_bytes(dict(size=33)), "has 33 bytes"),
+        (choice_bytes(dict(size=10)), "has 10 bytes"),
+        (choice_bytes(dict(size=40), longest=60), "the file ends within it"),
+        (choice_bytes(dict(size=36)), "completion 3 has 3 of the 2 tokens"),
+        (choice_bytes(dict(size=38 + 12), {}, longest=60), "found 6 words behind the last completion"),
+        (choice_bytes(dict(context=())), "the context has 0"),
+        (choice_bytes(dict(context=[1] * 13)), "have 16 tokens, expected fewer than 16"),
+        (choice_bytes(dict(context=[1] * 12)), None),
+    ],
+)
+def test_hostile_multiple_choice(put, data, why):
+    if why is None:
+        read_choices(put(data))
+    else:
+        with pytest.raises(FormatError, match=why):
+            read_choices(put(data))
+
+
 # --- things that are not regular files
 
 
 @pytest.mark.parametrize(
-    "reader, error", [(read, CheckpointError), (read_tokens, DataError), (llmc.read_tokenizer, DataError)]
+    "reader, error",
+    [
+        (read, CheckpointError), (read_tokens, DataError), (llmc.read_tokenizer, DataError),
+        (read_debug_state, CheckpointError), (read_choices, DataError),
+    ],  # fmt: skip
 )
 def test_what_cannot_be_opened(tmp_path, reader, error):
     os.mkfifo(tmp_path / "pipe")
@@ -319,21 +553,22 @@ def test_no_file_stays_open(put):
 
 
 def test_short_payload(put):
-    path = put(bytes(2000))
-    with pytest.raises(FormatError, match="found 976 bytes at offset 1024, expected 980"):
-        llmc.read_payload_into(path, 1024, np.empty(245, np.float32))
-    llmc.read_payload_into(path, 1024, np.empty((0, 4), np.float32))
+    with checkpoint.Checkpoint(put(checkpoint_bytes()), parameters) as file:
+        file.read_into(parameters(DIMS), np.empty(0, np.float32))
+        os.truncate(put(checkpoint_bytes()), 2000)
+        with pytest.raises(FormatError, match="found 976 bytes at offset 1024, expected 980"):
+            file.read_into(0, np.empty(245, np.float32))
 
 
 # --- writing
 
 
 def test_header_refuses_what_could_not_be_read():
-    assert llmc.checkpoint_header(DIMS) == header(checkpoint_words())
+    assert checkpoint.header(DIMS) == header(checkpoint_words())
     for name in CAPS:
         for value in (0, -1, CAPS[name] + 1):
             with pytest.raises(FormatError, match=name):
-                llmc.checkpoint_header({**DIMS, name: value})
+                checkpoint.header({**DIMS, name: value})
 
 
 def test_token_ids_are_checked(tmp_path):

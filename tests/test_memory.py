@@ -9,7 +9,7 @@ import pytest
 from gpt2flat import GPT2Config, Model
 from gpt2flat.arch import gpt2
 from gpt2flat.errors import CapacityError, KernelArgError, UsageError
-from gpt2flat.formats import llmc
+from gpt2flat.formats import checkpoint
 from gpt2flat.memory import axes
 from gpt2flat.memory import limits
 from gpt2flat.memory.arena import HUGE_PAGE, Arena, human
@@ -153,7 +153,7 @@ def test_plans_of_124M_fit_the_promise(batch, limit):
 
 def test_caps_of_shapes_and_files_agree():
     assert {"maxT": gpt2.CAPS["block_size"], "V": gpt2.CAPS["vocab_size"], "L": gpt2.CAPS["n_layer"], "NH": gpt2.CAPS["n_head"],
-            "C": gpt2.CAPS["n_embd"], "Vp": gpt2.CAPS["vocab_size"]} == {n: d.cap for n, d in llmc.DIMS.items()}  # fmt: skip
+            "C": gpt2.CAPS["n_embd"], "Vp": gpt2.CAPS["vocab_size"]} == {n: d.cap for n, d in checkpoint.DIMS.items()}  # fmt: skip
 
 
 def test_cgroup_limits(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import parity
 import pytest
 
 from gpt2flat import GPT2Config, Model
+from gpt2flat.formats import bf16
 from gpt2flat.kernels import available_isas, backend
 
 REFERENCE = Path(__file__).with_name("reference.py")
@@ -133,3 +134,16 @@ def test_init_is_pytorch_stream(shape, tmp_path):
         assert torch.files == list(model.params)
         for name, view in model.params.items():
             np.testing.assert_allclose(view, torch[name], rtol=1e-5, atol=2e-8, err_msg=name)  # float32 log, cos, sin
+
+
+def test_bfloat16_is_pytorchs(tmp_path):
+    """Bit for bit; a NaN stays one, but PyTorch's payload depends on its own instruction set."""
+    every = np.arange(1 << 16, dtype=np.uint32) << 16
+    lows = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)  # around each tie
+    bits = np.concatenate([(every[:, None] | lows).ravel(), np.random.default_rng(0).integers(0, 1 << 32, 1 << 18, np.uint32)])
+    np.save(tmp_path / "bits.npy", bits)
+    torch_process("bf16", tmp_path / "bits.npy", tmp_path / "out.npy")
+    theirs, ours = np.load(tmp_path / "out.npy"), bf16.encode(bits.view(np.float32))
+    number = ~np.isnan(bits.view(np.float32))
+    assert np.array_equal(ours[number], theirs[number])
+    assert (theirs[~number] & 0x7FFF > 0x7F80).all() and (ours[~number] == 0x7FC0).all()

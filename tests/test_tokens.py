@@ -138,6 +138,30 @@ def test_tokens_is_for_looking(tmp_path):
     assert not loader.tokens.flags.writeable
 
 
+def test_files_without_header_give_the_same_batches(tmp_path):
+    ids = np.fromfile(TINY / "tokens_train.bin", "<u2")[512:]
+    ids.astype("<i4").tofile(tmp_path / "old.bin")
+    shards = find_shards(TINY / "tokens_train.bin"), find_shards(tmp_path / "old.bin")
+    new, old = (TokenLoader(shard, 4, 64, 97, shuffle=True) for shard in shards)
+    for _ in range(50):
+        for a, b in zip(new.next_batch(), old.next_batch()):
+            assert a.dtype == b.dtype == np.int32 and np.array_equal(a, b)
+    assert isinstance(old.tokens, np.memmap) and old.tokens.tolist() == ids.tolist()
+    with open(tmp_path / "old.bin", "r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(np.array([-7], "<i4").tobytes())
+    with pytest.raises(DataError, match="old.bin: token 10799 is id -7, expected 0 to 96"):
+        TokenLoader(find_shards(tmp_path / "old.bin"), 1, 10799, 97).next_batch()
+    os.truncate(tmp_path / "old.bin", 40)
+    with pytest.raises(DataError, match="cut short"):
+        old.next_batch()
+    old.reset()
+    (tmp_path / "old.bin").write_bytes((TINY / "tokens_train.bin").read_bytes())
+    old.shards[0].close()
+    with pytest.raises(DataError, match="found 10800 tokens of uint16, expected the 10800 of int32 of when"):
+        old.next_batch()
+
+
 # --- data that is wrong
 
 
@@ -204,6 +228,12 @@ def test_a_shard_beyond_2_GiB(tmp_path):
     shard = FileShard(tmp_path / "t.bin")
     assert shard.read(count - 4, 4).tolist() == [0, 7, 8, 9]
     assert TokenLoader([shard], 1024, 1024, 10).batches == 2047
+    with open(tmp_path / "old.bin", "wb") as file:
+        file.write(np.array([50256], "<i4").tobytes())
+        file.truncate(4 * count)
+        file.seek(4 * (count - 3))
+        file.write(np.array([7, 8, 9], "<i4").tobytes())
+    assert FileShard(tmp_path / "old.bin").read(count - 4, 4).tolist() == [0, 7, 8, 9]
 
 
 # --- files that change underneath
@@ -240,7 +270,7 @@ def test_replaced_or_removed_while_read(running):
     llmc.write_tokens(first, np.zeros(10, int))  # takes the name; the open file stays what it was
     llmc.write_tokens(second, np.arange(30))
     assert first_ids(loader, 4) == [8, 16, 24, 32]
-    with pytest.raises(DataError, match="found 30 tokens, expected the 41"):
+    with pytest.raises(DataError, match="found 30 tokens of uint16, expected the 41 of uint16"):
         loader.next_batch()
     second.unlink()
     with pytest.raises(DataError, match="no such file"):

@@ -31,36 +31,39 @@ class Shard(Protocol):
 
 
 class FileShard:
-    """A token file (magic 20240520). Checked when made; opened at the first read, held open until close().
+    """A token file (llmc.open_tokens). Checked when made; opened at the first read, held open until close().
 
     Raises FormatError for a file that is not a whole token file, DataError if it cannot be opened."""
 
     def __init__(self, path):
         self.path, self.name = Path(path), str(path)
-        self._file, self.count = llmc.open_tokens(path)
+        self._file = llmc.open_tokens(path)
+        _, self.count, self._dtype, self._start = self._file
         self.close()
 
     @property
     def tokens(self) -> np.ndarray:
-        """A read-only memory map of the ids (uint16). For looking only: it is undefined once the file is cut short."""
-        return np.memmap(self.path, llmc.TOKEN_DTYPE, "r", llmc.HEADER_BYTES, (self.count,))
+        """A read-only memory map of the ids. For looking only: it is undefined once the file is cut short."""
+        return np.memmap(self.path, self._dtype, "r", self._start, (self.count,))
 
     def read(self, offset: int, n: int) -> np.ndarray:
         """A copy of n ids from `offset` on. Raises DataError when the file is no longer what it was."""
         if self._file is None:
             self._open()
-        ids = np.empty(n, llmc.TOKEN_DTYPE)
-        self._file.read_into(llmc.HEADER_BYTES + offset * ids.itemsize, ids)
-        return ids
+        return self._file.read(offset, n)
 
     def _open(self) -> None:
         try:
-            self._file, count = llmc.open_tokens(self.path)
+            self._file = llmc.open_tokens(self.path)
         except FormatError as problem:
             raise DataError(f"{problem} (it was whole when the run started)") from None
-        if count != self.count:
+        found = self._file
+        if (found.count, found.dtype) != (self.count, self._dtype):
             self.close()
-            raise DataError(f"{self.name}: found {count} tokens, expected the {self.count} of when the run started")
+            raise DataError(
+                f"{self.name}: found {found.count} tokens of {found.dtype}, expected the {self.count} of {self._dtype} "
+                "of when the run started"
+            )
 
     def close(self) -> None:
         if self._file is not None:

@@ -1,1 +1,1 @@
-"""File formats: bytes on disk to checked numbers and back. files.py knows files, llmc.py knows llm.c's layouts."""
+"""File formats: bytes on disk to checked numbers and back. files.py knows files, the others llm.c's layouts."""

@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import CheckpointError, Gpt2FlatError, reason
@@ -68,7 +69,12 @@ class RegularFile:
 
 
 def write_atomically(path, *buffers) -> None:
-    """Writes the buffers (bytes or contiguous arrays), one behind the other, as the file `path`: all of it or nothing.
+    """Writes the buffers (bytes or contiguous arrays), one behind the other, as write_stream_atomically does."""
+    write_stream_atomically(path, buffers)
+
+
+def write_stream_atomically(path, buffers: Iterable) -> None:
+    """Writes buffers (bytes or contiguous arrays), one by one as they are made, as the file `path`: all or nothing.
 
     The bytes go to a new file beside the target, reach the disk, and only then take the name, so `path` may be the file
     the data was loaded from. A target keeps its mode and, where allowed, its owner; a symbolic link is replaced.

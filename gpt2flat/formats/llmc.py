@@ -1,4 +1,4 @@
-"""llm.c's .bin files to the byte: checkpoints, token files, tokenizers. The only home of magic numbers.
+"""llm.c's .bin files to the byte: headers, token files, tokenizers. The only home of magic numbers.
 
 Every file starts with 256 little-endian int32. They become Python integers, are capped, and must account for the size
 of the file exactly before anything is allocated. Layouts: llm.c's train_gpt2.py, data_common.py and tokenizer.h."""
@@ -9,54 +9,30 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import CheckpointError, DataError, FormatError, UnsupportedCPUError
+from ..errors import DataError, FormatError, UnsupportedCPUError
 from .files import RegularFile, write_atomically
 
 if sys.byteorder != "little":
     raise UnsupportedCPUError("this machine is big-endian: gpt2flat's files and kernels are little-endian")
 
 HEADER_BYTES = 1024
-TOKEN_DTYPE = np.dtype("<u2")
+TOKEN_DTYPE, OLD_TOKEN_DTYPE = np.dtype("<u2"), np.dtype("<i4")
 TOKENIZER_KINDS = ("llm.c", "char", "byte", "bpe")  # by header word 4
 GPT2_VOCAB, GPT2_EOT = 50257, 50256  # what a version 1 tokenizer leaves out
 MAX_VOCAB = 1 << 20
 
-CHECKPOINT, TOKENIZER, TOKENS = 20240326, 20240328, 20240520
+CHECKPOINT, DEBUG_STATE, TOKENIZER, TOKENS, CHOICES = 20240326, 20240327, 20240328, 20240520, 20240522
 KINDS = {
     CHECKPOINT: "a model checkpoint",
-    20240327: "a debug state",
+    DEBUG_STATE: "a debug state",
     TOKENIZER: "a tokenizer",
     TOKENS: "a token file",
-    20240522: "a multiple-choice evaluation file",
+    CHOICES: "a multiple-choice evaluation file",
     20240527: "a training state",
     20240801: "a Llama-3 token file",
     20240803: "a Llama-3 checkpoint",
 }
-CHECKPOINT_VERSION, TOKENS_VERSION, TOKENIZER_VERSION = 3, 1, 2
-OTHER_CHECKPOINTS = {
-    1: "from before May 2024, without padded vocabulary",
-    2: "from April 2024, in bf16",
-    4: "from April 2024, of mixed precision",
-    5: "in bf16",
-}
-
-
-class Dim(NamedTuple):
-    """One dim of a checkpoint: its header word, the largest value taken for real, and what it is."""
-
-    word: int
-    cap: int
-    meaning: str
-
-
-DIMS = {
-    "maxT": Dim(2, 1 << 16, "longest sequence"),
-    "V": Dim(3, MAX_VOCAB, "vocabulary"),
-    "L": Dim(4, 1 << 10, "layers"),
-    "NH": Dim(5, 1 << 10, "heads"),
-    "C": Dim(6, 1 << 16, "channels"),
-    "Vp": Dim(7, MAX_VOCAB, "padded vocabulary"),
-}
+TOKENS_VERSION, TOKENIZER_VERSION = 1, 2
 
 
 # --- headers ---------------------------------------------------------------------------------------------------------
@@ -67,10 +43,11 @@ def kind_of(path) -> str | None:
 
     Raises DataError when the file cannot be opened."""
     with RegularFile(path, DataError) as file:
-        return KINDS.get(int.from_bytes(file.read(0, min(4, file.size)), "little"))
+        magic = int.from_bytes(file.read(0, min(4, file.size)), "little")
+        return KINDS.get(magic) or (None if _no_old_tokens(file) else "a token file without header")
 
 
-def _read_header(file: RegularFile, magic: int, used: int) -> list[int]:
+def read_header(file: RegularFile, magic: int, used: int) -> list[int]:
     """The 256 header words of `file`; its magic is checked, and that all words from `used` on are zero."""
     wanted = KINDS[magic]
     if file.size < HEADER_BYTES:
@@ -94,11 +71,12 @@ def _what_else(raw: bytes, magic: int) -> str:
     if swapped in KINDS:
         return f"is {KINDS[swapped]}, but byte-swapped (written on a big-endian machine)"
     if 0 <= magic < GPT2_VOCAB:
-        return "has no header (llm.c's token files before June 2024 had none: make it again with today's scripts)"
+        return "has no header (as llm.c's token files before June 2024)"
     return f"starts with {raw[:8]!r}"
 
 
-def _check_size(file: RegularFile, payload: int, what: str) -> None:
+def check_size(file: RegularFile, payload: int, what: str) -> None:
+    """Raises FormatError unless `payload` bytes, which `what` takes, follow the header."""
     if file.size != HEADER_BYTES + payload:
         state = "cut short" if file.size < HEADER_BYTES + payload else "followed by other bytes"
         raise FormatError(
@@ -107,82 +85,59 @@ def _check_size(file: RegularFile, payload: int, what: str) -> None:
         )
 
 
-# --- checkpoints (version 3: float32, padded vocabulary) --------------------------------------------------------------
+# --- token files (version 1: uint16; before June 2024: int32 and no header) ------------------------------------------
 
 
-def read_checkpoint_header(path, parameters) -> dict[str, int]:
-    """The dims of a checkpoint: {"maxT", "V", "L", "NH", "C", "Vp"}.
+class TokenFile(NamedTuple):
+    """An open token file: `count` ids of type `dtype` from byte `start` on. Close it."""
 
-    parameters: the function from these dims to the number of float32 that the tensor table asks for; the size of the
-    file must agree to the byte.
-    Raises FormatError for a file that is no such checkpoint, CheckpointError if it cannot be opened."""
-    with RegularFile(path, CheckpointError) as file:
-        words = _read_header(file, CHECKPOINT, used=8)
-        version = words[1]
-        if version in OTHER_CHECKPOINTS:
-            raise FormatError(
-                f"{path}: is a checkpoint of version {version} ({OTHER_CHECKPOINTS[version]}), expected version 3 "
-                "(float32): write it again with llm.c's train_gpt2.py, which makes gpt2_124M.bin"
-            )
-        if version != CHECKPOINT_VERSION:
-            raise FormatError(f"{path}: checkpoint version {version}, expected {CHECKPOINT_VERSION}")
-        dims = {name: words[dim.word] for name, dim in DIMS.items()}
-        _check_dims(path, dims)
-        listed = ", ".join(f"{name} {value}" for name, value in dims.items())
-        _check_size(file, 4 * parameters(dims), f"float32 of the dims {listed}")
-    return dims
+    file: RegularFile
+    count: int
+    dtype: np.dtype
+    start: int
+
+    def read(self, offset: int, n: int) -> np.ndarray:
+        """A copy of n ids from `offset` on. Raises DataError when the file became shorter."""
+        ids = np.empty(n, self.dtype)
+        self.file.read_into(self.start + offset * ids.itemsize, ids)
+        return ids
+
+    def close(self) -> None:
+        self.file.close()
 
 
-def _check_dims(where, dims: dict[str, int]) -> None:
-    for name, (_, cap, meaning) in DIMS.items():
-        if not 1 <= dims[name] <= cap:
-            raise FormatError(f"{where}: {name} ({meaning}) is {dims[name]}, expected 1 to {cap}")
-    if dims["C"] % dims["NH"]:
-        raise FormatError(
-            f"{where}: C {dims['C']} is not a multiple of NH {dims['NH']}: heads must share the channels evenly"
-        )
-    if dims["V"] > dims["Vp"]:
-        raise FormatError(f"{where}: the vocabulary V {dims['V']} is larger than Vp {dims['Vp']}, expected V <= Vp")
-
-
-def checkpoint_header(dims: dict[str, int]) -> bytes:
-    """The 1024 bytes in front of a checkpoint's float32. Raises FormatError for dims that could not be read again."""
-    _check_dims("checkpoint header", dims)
-    words = [0] * 256
-    words[:2] = CHECKPOINT, CHECKPOINT_VERSION
-    for name, dim in DIMS.items():
-        words[dim.word] = dims[name]
-    return struct.pack("<256i", *words)
-
-
-def read_payload_into(path, offset: int, view) -> None:
-    """Fills `view` (a writable contiguous array) with the file's bytes from `offset` on (1024: the first tensor).
-
-    Raises CheckpointError if the file cannot be opened and FormatError if it ends too early."""
-    with RegularFile(path, CheckpointError, short=FormatError) as file:
-        file.read_into(offset, view)
-
-
-# --- token files (version 1: uint16) ----------------------------------------------------------------------------------
-
-
-def open_tokens(path) -> tuple[RegularFile, int]:
-    """An open token file and its number of tokens, uint16 from byte 1024 on. Later short reads raise DataError.
+def open_tokens(path) -> TokenFile:
+    """Opens a token file, one of today or one without header. Later short reads raise DataError.
 
     Raises FormatError for a file that is not a whole token file, DataError if it cannot be opened."""
     file = RegularFile(path, DataError)
     try:
-        words = _read_header(file, TOKENS, used=3)
+        if file.size >= 4 and 0 <= struct.unpack("<i", file.read(0, 4))[0] < GPT2_VOCAB:
+            if problem := _no_old_tokens(file):
+                raise FormatError(f"{path}: has no header, and is no token file of before June 2024: {problem}")
+            return TokenFile(file, file.size // OLD_TOKEN_DTYPE.itemsize, OLD_TOKEN_DTYPE, 0)
+        words = read_header(file, TOKENS, used=3)
         version, count = words[1:3]
         if version != TOKENS_VERSION:
             raise FormatError(f"{path}: token file version {version}, expected {TOKENS_VERSION}")
         if count < 1:
             raise FormatError(f"{path}: the header says {count} tokens, expected at least 1")
-        _check_size(file, TOKEN_DTYPE.itemsize * count, f"{count} tokens")
+        check_size(file, TOKEN_DTYPE.itemsize * count, f"{count} tokens")
     except BaseException:
         file.close()
         raise
-    return file, count
+    return TokenFile(file, count, TOKEN_DTYPE, HEADER_BYTES)
+
+
+def _no_old_tokens(file: RegularFile) -> str | None:
+    """Why a file is not what llm.c wrote before June 2024, GPT-2's ids as int32 from byte 0 on; None if it is."""
+    if file.size % OLD_TOKEN_DTYPE.itemsize or not file.size:
+        return f"found {file.size} bytes, expected a multiple of 4"
+    first = np.frombuffer(file.read(0, min(HEADER_BYTES, file.size)), OLD_TOKEN_DTYPE)
+    for place in (int(first.argmin()), int(first.argmax())):
+        if not 0 <= first[place] < GPT2_VOCAB:
+            return f"found {first[place]} as token {place}, expected ids from 0 to {GPT2_VOCAB - 1}"
+    return None if first.any() else "it starts with nothing but zeros"
 
 
 def write_tokens(path, ids) -> None:
@@ -211,7 +166,7 @@ def read_tokenizer(path) -> tuple[str, list[bytes], int]:
 
     Raises FormatError for a file that is not a tokenizer, DataError if it cannot be opened."""
     with RegularFile(path, DataError, short=FormatError) as file:
-        words = _read_header(file, TOKENIZER, used=5)
+        words = read_header(file, TOKENIZER, used=5)
         version, count, eot, kind = words[1:5]
         if version not in (1, TOKENIZER_VERSION):
             raise FormatError(f"{path}: tokenizer version {version}, expected 1 or {TOKENIZER_VERSION}")

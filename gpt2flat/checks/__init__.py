@@ -1,0 +1,1 @@
+"""Checks of a whole model: unit.py against a debug state from PyTorch, gradients.py against numeric gradients."""

@@ -1,0 +1,118 @@
+"""llm.c's multiple-choice evaluation files, such as hellaswag_val.bin (dev/data/data_common.py, llmc/dataloader.h).
+
+Behind the header examples of uint16: 65535, bytes, index, label, 4, length, context, and 4 times length, completion."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import DataError, FormatError
+from . import llmc
+from .files import RegularFile
+
+VERSION, START, COMPLETIONS = 1, 65535, 4
+HEAD_WORDS = 6  # start, bytes, index, label, completions, context length
+CURE = "copy the file again, or write it again with llm.c's script"
+
+
+class Example(NamedTuple):
+    """One question: the ids of its context and of its four completions (uint16), and which completion is right."""
+
+    context: np.ndarray
+    completions: tuple[np.ndarray, ...]
+    label: int
+
+
+class ChoiceFile:
+    """An open multiple-choice file of `count` examples; iterate over it, in a `with`, or close() it.
+
+    Iterating reads one example at a time and raises FormatError, with its number, for one that cannot be."""
+
+    def __init__(self, path, T: int):
+        """T: the longest row that a model takes; an example must be shorter, as llm.c asks.
+
+        Raises FormatError for a file that is not a multiple-choice file, DataError if it cannot be opened."""
+        self.path, self.T = path, T
+        self._file = RegularFile(path, DataError, short=FormatError)
+        try:
+            words = llmc.read_header(self._file, llmc.CHOICES, used=4)
+            version, self.count, self._longest = words[1:4]
+            if version != VERSION:
+                raise FormatError(f"{path}: multiple-choice file version {version}, expected {VERSION}")
+            if not 1 <= self.count < START:
+                raise FormatError(f"{path}: the header says {self.count} examples, expected 1 to {START - 1}")
+            bound = 2 * (1 + COMPLETIONS) * T
+            if not 0 < self._longest < bound:
+                raise FormatError(
+                    f"{path}: the longest example has {self._longest} bytes, expected fewer than {bound} for rows of "
+                    f"{T} tokens: raise the sequence length, if the model can take more"
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    def __iter__(self) -> Iterator[Example]:
+        at = llmc.HEADER_BYTES
+        for index in range(self.count):
+            size, example = self._read(at, index)
+            yield example
+            at += size
+        if at != self._file.size:
+            rest = self._file.size - at
+            raise FormatError(f"{self.path}: found {rest} bytes behind the last of {self.count} examples: {CURE}")
+
+    def _read(self, at: int, index: int) -> tuple[int, Example]:
+        where = f"{self.path}: example {index} of {self.count}"
+        head = self._words(where, at, HEAD_WORDS)
+        start, size, number, label, completions, length = head.tolist()
+        self._require(where, "the start marker", start, START)
+        self._require(where, "its number", number, index)
+        self._require(where, "the count of completions", completions, COMPLETIONS)
+        if not 0 <= label < COMPLETIONS:
+            raise FormatError(f"{where}: the right completion is {label}, expected 0 to {COMPLETIONS - 1}: {CURE}")
+        if size % 2 or not 2 * HEAD_WORDS <= size <= self._longest:
+            raise FormatError(
+                f"{where}: has {size} bytes, expected an even number from {2 * HEAD_WORDS} to {self._longest}, the "
+                f"longest by the header: {CURE}"
+            )
+        words = self._words(where, at, size // 2)[HEAD_WORDS - 1 :]
+        runs, rest = [], words
+        for what in ("the context", *(f"completion {i}" for i in range(COMPLETIONS))):
+            length = int(rest[0]) if len(rest) else 0
+            if length == 0 or length + 1 > len(rest):
+                left = max(len(rest) - 1, 0)
+                raise FormatError(f"{where}: {what} has {length} of the {left} tokens that are left: {CURE}")
+            runs.append(rest[1 : 1 + length])
+            rest = rest[1 + length :]
+        if len(rest):
+            raise FormatError(f"{where}: found {len(rest)} words behind the last completion, expected none: {CURE}")
+        context, *completions = runs
+        tokens = len(context) + max(map(len, completions))
+        if tokens >= self.T:
+            raise FormatError(
+                f"{where}: context and completion have {tokens} tokens, expected fewer than {self.T}: raise the "
+                "sequence length, if the model can take more"
+            )
+        return size, Example(context, tuple(completions), label)
+
+    def _words(self, where: str, at: int, count: int) -> np.ndarray:
+        if at + 2 * count > self._file.size:
+            raise FormatError(f"{where}: the file ends within it, at {self._file.size} bytes: {CURE}")
+        words = np.empty(count, llmc.TOKEN_DTYPE)
+        self._file.read_into(at, words)
+        return words
+
+    @staticmethod
+    def _require(where: str, what: str, found: int, expected: int) -> None:
+        if found != expected:
+            raise FormatError(f"{where}: {what} is {found}, expected {expected}: {CURE}")
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "ChoiceFile":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()
