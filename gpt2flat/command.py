@@ -20,7 +20,7 @@ from pathlib import Path
 from . import __version__
 from .data.tokenizer import escape_controls
 from .errors import DataError, Gpt2FlatError, UsageError, reason
-from .kernels import cpu_name
+from .kernels import backend, cpu_name
 from .training.settings import READ
 
 INTERRUPTED, BROKEN_PIPE, FILE_TROUBLE = 130, 141, 5
@@ -131,6 +131,13 @@ class StopSignal:
         self.number = number
 
 
+def open_kernels(name: str | None = None):
+    """The kernels by the name of their backend; what takes long, such as compiling them, is told on stderr."""
+    kernels = backend(name)
+    kernels.announce = lambda line: print(line, file=sys.stderr, flush=True)
+    return kernels
+
+
 def measure_peak(kernels, threads: int) -> float:
     """Flops per second of independent FMAs in registers: the most this machine can do. The best of several windows of 10 ms or
     more, because the first ones find the threads still on one core."""
@@ -150,7 +157,7 @@ def measure_peak(kernels, threads: int) -> float:
 def environment(model, peak: float) -> dict[str, object]:
     """What a run of `model` ran on, for env.json; peak in flops per second."""
     versions = {"gpt2flat": __version__, "python": platform.python_version()}
-    for package in ("numpy", "cffi", "tiktoken"):
+    for package in ("numpy", "cffi", "numba", "tiktoken"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

@@ -2,7 +2,7 @@
 
 import sys
 
-from .command import Parser, number, run
+from .command import Parser, number, open_kernels, run
 from .data.tokenizer import Decoder, Tokenizer, escape_controls
 from .generation.sample import stream
 from .kernels import MAX_THREADS
@@ -30,7 +30,7 @@ def parser() -> Parser:
 def body(argv: list[str]) -> None:
     args = parser().parse(argv)
     checkpoint = find_checkpoint(args.run)
-    model = Model.load(checkpoint, threads=args.threads)
+    model = Model.load(checkpoint, threads=args.threads, kernels=open_kernels())
     tokenizer = tokenizer_of(checkpoint, model.config.vocab_size)
     ids = prompt_ids(args.prompt, tokenizer)
     if args.run is None:

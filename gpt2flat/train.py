@@ -14,12 +14,12 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from .command import Parser, StopSignal, data_folders, duration, environment, measure_peak, run
+from .command import Parser, StopSignal, data_folders, duration, environment, measure_peak, open_kernels, run
 from .data.tokenizer import Decoder, Tokenizer, escape_controls
 from .data.tokens import TokenLoader
 from .errors import DataError, UsageError
 from .info import describe
-from .kernels import backend, cpu_name, default_threads
+from .kernels import cpu_name, default_threads
 from .memory.arena import human
 from .model import Model
 from .training.inputs import check_shards, find_data, find_start, prompt_ids, shape_of
@@ -84,7 +84,7 @@ def prepare(given: dict[str, object]) -> SimpleNamespace:
         del shape["vocab_size"]  # the tokenizer decides
     s = resolve(given, shape, start.path is not None)
     config = shape_of(start, given)
-    kernels = backend(None if s.backend == "auto" else s.backend)
+    kernels = open_kernels(None if s.backend == "auto" else s.backend)
     data = find_data(s, start, folders)
     if start.path is None:
         config = replace(config, vocab_size=data.vocab_size, padded_vocab_size=0)
@@ -102,13 +102,14 @@ def prepare(given: dict[str, object]) -> SimpleNamespace:
         model = Model.init(config, s.seed, **options)
     model.plan(s.batch_size, s.seq_len, training=True)
     target.reserve()
+    threads = default_threads(s.threads)
     settled = {name: getattr(config, name) for name in SHAPE}
     settled |= {"init": str(start.path or start.name), "threads": model.threads, "out": str(target.path)}
     settled |= {"steps": batches.batches if s.steps < 0 else s.steps}
     s = SimpleNamespace(**(vars(s) | settled))
     title = str(start.path) if start.path else f"{start.name} from scratch, seed {s.seed}"
     loaders = {"data": data, "batches": batches, "validation": validation, "prompt": prompt}
-    return SimpleNamespace(s=s, model=model, run=target, title=title, **loaders)
+    return SimpleNamespace(s=s, model=model, run=target, title=title, threads=threads, **loaders)
 
 
 # --- the screen -----------------------------------------------------------------------------------------------------
@@ -132,10 +133,10 @@ def say(label: str, text: str) -> None:
 
 def first_screen(p: SimpleNamespace, peak: float) -> None:
     s, model = p.s, p.model
-    team, wish = model.kernels.last_team(), default_threads(s.threads)  # of the peak's measurement
+    team, wish = model.kernels.last_team(), p.threads  # the team of the peak's measurement
     why = wish.why if team == wish.count else f"{wish.count} wanted" if model.kernels.openmp() else "built without OpenMP"
     threads = f"{team} thread{'s' * (team > 1)} ({why})"
-    say("machine", f"{model.kernels.name.upper()} kernels, {model.kernels.isa}, {threads}, {cpu_name()}, "
+    say("machine", f"{model.kernels.label}, {threads}, {cpu_name()}, "
         f"measured peak {peak / 1e9:.0f} GFLOP/s")  # fmt: skip
     say("data", p.data.about)
     say("model", describe(model, p.title, s.batch_size, s.seq_len))

@@ -115,7 +115,7 @@ BAD = """
 -b x              whole number   | -b 0              at least 1     | -b 4.5            whole number
 --lr nan          --lr           | --lr inf          below 1000000.0    | --lr 1e39         below 1000000.0    | --lr 1_0          a finite number       | --lr -1           at least 0
 --beta1 1         below 1        | -k linear         later version  | -k wsd            later version
--k x              cosine         | --backend numba   later version  | --backend cuda    auto, c
+-k x              cosine         | --backend numpy   auto, c        | --backend cuda    auto, c
 --attention fast  flash          | --threads 0       at least 1     | -q 2              at most 1
 --decay-all maybe 0 or 1         | --out=            --out          | -x -2             at least -1
 -p 4              -p             | -zz 1             -zz            | -bq 8             -bq

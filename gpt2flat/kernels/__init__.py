@@ -1,7 +1,8 @@
 """Which backend, which instruction set, how many threads; and `run`, one kernel on NumPy arrays.
 
-GPT2FLAT_BACKEND=auto|c   GPT2FLAT_ISA=auto|scalar|avx2|avx512   OMP_NUM_THREADS=n
-An explicit wish that cannot be met raises; the commands print what was taken and why."""
+GPT2FLAT_BACKEND=auto|c|numba   GPT2FLAT_ISA=auto|scalar|avx2|avx512 (of C)   OMP_NUM_THREADS=n
+`auto` takes C, or the Numba twins where no C kernels can be imported. An explicit wish that cannot be met raises; the
+commands print what was taken and why. Kernels print nothing: backend().announce is told what takes long."""
 
 import functools
 import os
@@ -17,15 +18,15 @@ from ..memory.limits import affinity, cpu_quota
 from .native import Native
 from .ops import KERNELS, OP_OF
 
-BACKENDS = ("auto", "c")
+BACKENDS = ("auto", "c", "numba")
 ISAS = ("scalar", "avx2", "avx512")  # in rising order; cpu_isa() in C gives the index of the best
 MAX_THREADS = 1024
 DTYPES = {"f32": np.dtype("<f4"), "i32": np.dtype("<i4")}
 
-# A thread that waits spins this often before it sleeps (about 50 us). libgomp's own 300,000 keep the core busy that a second
-# program needs: on a shared machine that made a step ten times slower. libgomp reads it when it is loaded, so it is set here.
+# A thread that waits spins this often before it sleeps (some 10 us). libgomp's own 300,000 keep the core busy that a second
+# program needs: beside one busy process a small step took 39 to 440 ms, with 1000 about 55; alone both take 14.6. libgomp reads it when it is loaded, so it is set here.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _wish(variable: str, choices: tuple[str, ...]) -> str:
@@ -50,8 +51,20 @@ def _native(isa: str) -> Native:
     return Native(isa)
 
 
+@functools.lru_cache(maxsize=None)
+def _twins(why: str):
+    """The Numba twins; numba is imported here and only here. Raises UnsupportedCPUError."""
+    try:
+        from .twins import Twins
+    except ImportError as error:
+        absent = (error.name or "").startswith(("numba", "llvmlite"))
+        fix = "pip install 'gpt2flat[numba]'" if absent else "pip install --upgrade numba"  # numpy is too new for it
+        raise UnsupportedCPUError(f"the Numba kernels need numba, which cannot be imported: {fix} ({error})") from None
+    return Twins(why)
+
+
 def available_isas() -> list[str]:
-    """The instruction sets that are built here and that this CPU and operating system offer, in rising order."""
+    """The instruction sets of C that are built here and that this CPU and operating system offer, in rising order."""
     try:
         best = _native("scalar").lib.cpu_isa()
     except ImportError as error:
@@ -65,13 +78,27 @@ def available_isas() -> list[str]:
     return found
 
 
-def backend(name: str | None = None, isa: str | None = None) -> Native:
-    """The kernels to use. Raises UnsupportedCPUError when an explicit wish cannot be met or nothing was built."""
+def backend(name: str | None = None, isa: str | None = None):
+    """The kernels to use: native.Native or twins.Twins, which have the same interface.
+
+    Raises UnsupportedCPUError when an explicit wish cannot be met, or when neither C nor numba can be imported."""
     name = name or _wish("GPT2FLAT_BACKEND", BACKENDS)
     if name not in BACKENDS:
         raise UnsupportedCPUError(f"backend {name!r} is not known here; choose from {', '.join(BACKENDS)}")
+    if name == "numba":
+        if isa not in (None, "auto", "numba"):
+            raise UnsupportedCPUError(f"{isa} is an instruction set of the C kernels, Numba finds its own: leave it out")
+        return _twins("")
     isa = isa or _wish("GPT2FLAT_ISA", ("auto", *ISAS))
-    have = available_isas()
+    try:
+        have = available_isas()
+    except UnsupportedCPUError as missing:
+        if name == "c" or isa != "auto":
+            raise
+        try:
+            return _twins(str(missing))
+        except UnsupportedCPUError as too:
+            raise UnsupportedCPUError(f"{missing}; {too}") from None
     if isa == "auto":
         return _native(have[-1])
     if isa not in have:
@@ -126,7 +153,7 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine() or sys.platform
 
 
-def run(name: str, *, threads: int | None = None, kernels: Native | None = None, **arguments) -> None:
+def run(name: str, *, threads: int | None = None, kernels=None, **arguments) -> None:
     """Runs one kernel by name on NumPy arrays: run("linear_forward", out=y, inp=x, weight=w, bias=b).
 
     Tensors are C-contiguous little-endian float32 (int32 for indices) of the shapes in csrc/kernels.h; whatever the shapes do

@@ -22,14 +22,27 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_mark_child)
 
 
+def ready() -> None:
+    """To be called before a kernel. Raises ForkError in a child forked after kernels had run: their threads are gone."""
+    global _ran
+    _ran = True
+    if _forked:
+        raise ForkError("gpt2flat kernels cannot run in a forked child: start workers with spawn or forkserver")
+
+
 class Native:
     """The C kernels compiled for one instruction set. Raises ImportError when that variant was not built."""
 
     name = "c"
+    announce = None  # nothing takes long here (twins.py)
 
     def __init__(self, isa: str):
         module = importlib.import_module(f"gpt2flat.kernels._{isa}")
         self.isa, self.ffi, self.lib = isa, module.ffi, module.lib
+
+    @property
+    def label(self) -> str:
+        return f"C kernels, {self.isa}"
 
     def openmp(self) -> bool:
         return bool(self.lib.has_openmp())
@@ -54,12 +67,7 @@ class Native:
             return 0
         return getattr(self.lib, f"{op.name}_scratch")(*(dims[d] for d in (*op.dims.split(), "NT")))
 
-    def ready(self) -> None:
-        """To be called before a kernel. Raises ForkError in a child forked after kernels had run: its OpenMP threads are gone."""
-        global _ran
-        _ran = True
-        if _forked:
-            raise ForkError("gpt2flat kernels cannot run in a forked child: start workers with spawn or forkserver")
+    ready = staticmethod(ready)
 
     def flops_of_peak_round(self) -> int:
         """Flops of one round of peak_round, per thread."""
@@ -70,5 +78,3 @@ class Native:
         self.ready()
         out = np.zeros(32 * threads, np.float32)
         return lambda rounds: self.lib.peak_fma(self.ffi.from_buffer("float[]", out), rounds, threads)
-
-

@@ -155,8 +155,8 @@ SETTINGS = {s.name: s for s in (
       choices=("flash", "standard")),
     S("threads",           "",  int,   None,       None,
       "default: the physical cores this process may use, or OMP_NUM_THREADS", low=1, high=MAX_THREADS),
-    S("backend",           "",  str,   "auto",     "auto",   "which kernels", choices=("auto", "c"),
-      later=("numba",)),
+    S("backend",           "",  str,   "auto",     "auto",   "which kernels: C, or the same in Numba",
+      choices=("auto", "c", "numba")),
     S("seed",              "",  int,   42,         42,       "of weights and samples", low=0, high=(1 << 32) - 1),
     S("trace",             "",  bool,  False,      False,    "check what every kernel call wrote; slow"),
 )}
