@@ -1,6 +1,7 @@
 """What all tests share: one hypothesis profile, and a last line that counts the parity tests that were left out."""
 
 import ast
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 HERE = Path(__file__).parent
+os.environ.setdefault("NUMBA_NUM_THREADS", "8")  # read when numba is imported; so many threads the tests ask for
 PARITY = {"test_parity.py": ("torch", "transformers")}  # test file -> what it imports beyond the `test` extra
 
 settings.register_profile("gpt2flat", derandomize=True, deadline=None, max_examples=25, database=None, print_blob=True)

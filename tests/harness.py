@@ -273,8 +273,13 @@ def assert_same_bits(what: str, one: dict[str, np.ndarray], other: dict[str, np.
 
 
 def natives() -> list:
-    """The binding of every instruction set that is built here and that this CPU has, in rising order."""
+    """The C binding of every instruction set that is built here and that this CPU has, in rising order."""
     return [kernels.backend("c", isa) for isa in kernels.available_isas()]
+
+
+def backends() -> list:
+    """Everything that must pass the same tests: the C bindings and the Numba twins."""
+    return [*natives(), kernels.backend("numba")]
 
 
 def cases(fills=FILLS) -> list[Case]:

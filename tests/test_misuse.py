@@ -163,7 +163,7 @@ GLIBC_X86 = platform.machine() == "x86_64" and platform.libc_ver()[0] == "glibc"
 @BY_KERNEL
 def test_kernels_leave_the_float_environment_alone(name):
     before = control_word() if GLIBC_X86 else None
-    for native in harness.natives():
+    for native in harness.backends():
         harness.execute(harness.Case(name, harness.modest(OP_OF[name])), native, 3)
     assert (control_word() if GLIBC_X86 else None) == before
     assert np.float32(1e-40) * np.float32(0.5) > 0 and np.float32(1) + np.float32(2**-24) == 1
@@ -199,5 +199,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
-def test_a_forked_child_gets_an_error_and_does_not_hang():
+@pytest.mark.parametrize("backend", ["c", "numba"])
+def test_a_forked_child_gets_an_error_and_does_not_hang(backend, monkeypatch):
+    monkeypatch.setenv("GPT2FLAT_BACKEND", backend)
     assert harness.python("-W", "ignore", "-c", FORK).returncode == 7

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import harness
 from gpt2flat import GPT2Config, Model
 from gpt2flat.arch import gpt2
 from gpt2flat.errors import DataError, FormatError, KernelArgError, NonFiniteError, UsageError
@@ -81,12 +82,12 @@ def test_flash_and_standard_agree():
     assert not np.triu(att, 1).any()
 
 
-@pytest.mark.parametrize("isa", available_isas())
-def test_same_bits_for_every_thread_count(isa):
+@pytest.mark.parametrize("kernels", harness.backends(), ids=lambda kernels: kernels.isa)
+def test_same_bits_for_every_thread_count(kernels):
     x, y = batch()
     seen = {}
     for threads in (1, 2, 3, 8):
-        model = random_model(threads=threads, kernels=backend(isa=isa))
+        model = random_model(threads=threads, kernels=kernels)
         losses = []
         for _ in range(3):
             losses.append(model.forward_backward(x, y))
@@ -102,7 +103,7 @@ def test_avx2_and_avx512_give_the_same_bits():
     x, y = batch()
     results = []
     for isa in isas:
-        model = random_model(kernels=backend(isa=isa))
+        model = random_model(kernels=backend("c", isa))
         for _ in range(3):
             model.forward_backward(x, y)
             model.update(lr=1e-2)
@@ -110,9 +111,11 @@ def test_avx2_and_avx512_give_the_same_bits():
     assert len(set(results)) <= 1
 
 
-def test_scalar_agrees_within_tolerance():
+@pytest.mark.parametrize("other", [("c", "scalar"), ("numba",)], ids=lambda other: other[-1])
+def test_scalar_and_numba_agree_within_tolerance(other):
     x, y = batch()
-    (a, ga), (b, gb) = (gradients(random_model(kernels=backend(isa=isa)), x, y) for isa in ("scalar", available_isas()[-1]))
+    both = backend(*other), harness.natives()[-1]
+    (a, ga), (b, gb) = (gradients(random_model(kernels=kernels), x, y) for kernels in both)
     assert a == pytest.approx(b, rel=1e-6) and np.linalg.norm(ga - gb) < 1e-5 * np.linalg.norm(ga)
 
 

@@ -1,4 +1,4 @@
-"""csrc/kernels.h == the op table == every compiled module; the d-rule; and what csrc may not contain."""
+"""csrc/kernels.h == the op table == every compiled module == the twins; the d-rule; what sources may not contain."""
 
 import importlib
 import re
@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 
 import harness
+from gpt2flat.kernels.jit import STEMS
 from gpt2flat.kernels.ops import I32, KERNELS, OP_OF, OPS
 
 CSRC = Path(__file__).parents[1] / "csrc"
+PACKAGE = CSRC.parent / "gpt2flat/kernels"
 HEADER = (CSRC / "kernels.h").read_text()
 SOURCES = sorted([*CSRC.glob("*.c"), *CSRC.glob("*.h")])
 NATIVES = harness.natives()
+TWINS = harness.backends()[-1]
 BY_ISA = pytest.mark.parametrize("native", NATIVES, ids=lambda native: native.isa)
 MACHINE = {"last_team", "has_openmp", "peak_fma", "peak_flops", "cpu_isa"}  # what is no op
 
@@ -83,6 +86,26 @@ def test_compiled_functions_have_the_declared_types(native):
         compiled = native.ffi.typeof(getattr(native.lib, name))
         kinds = [result[0], *(kind.removeprefix("const ") for kind, _name in arguments)]
         assert [t.cname.replace(" ", "") for t in (compiled.result, *compiled.args)] == kinds, name
+
+
+def twin_differences(declared: dict[str, list[tuple[str, str]]]) -> list[str]:
+    """The twins have the header's functions with its argument names in its order; types follow from the op table."""
+    faults = []
+    for name in declared.keys() - MACHINE:
+        names, found = [argument for _kind, argument in declared[name][1:]], TWINS.signature(name)
+        faults += [f"{name} has {found}, the header {names}"] * (found != names)
+    return faults
+
+
+def test_twins_have_the_declared_arguments():
+    assert twin_differences(parse(HEADER)) == []
+
+
+@pytest.mark.parametrize(
+    "change", [("float *mean, float *rstd", "float *rstd, float *mean"), ("int64_t V, int64_t Vp", "int64_t Vp")]
+)
+def test_a_header_that_differs_from_the_twins_is_seen(change):
+    assert twin_differences(parse(HEADER.replace(*change, 1)))
 
 
 # --- the d-rule
@@ -163,6 +186,39 @@ def test_sources_obey_the_laws(path):
 )  # fmt: skip
 def test_an_offence_is_seen(line):
     assert offences(line) and not offences("// " + line)
+
+
+# --- what the twins may not contain
+
+FORBIDDEN_IN_TWINS = {
+    r"fastmath=(True|\{(?!\"contract\"\}))": "a sum would be reordered",
+    r"parallel=True": "code would be made parallel behind the reader's back",
+    r"\bprint\(|\bopen\(|os\.environ|\bgetenv": "kernels print, open and ask nothing",
+    r"np\.(dot|matmul|einsum|sum|exp|zeros|empty_like)\b|\w @ \w": "no array expressions and no BLAS",
+}
+
+
+def twin_offences(text: str) -> list[str]:
+    return [why for pattern, why in FORBIDDEN_IN_TWINS.items() if re.search(pattern, text, re.M)]
+
+
+@pytest.mark.parametrize("stem", ["rows", "gemm", *STEMS])
+def test_twins_obey_the_laws(stem):
+    assert twin_offences((PACKAGE / f"{stem}.py").read_text()) == []
+
+
+def test_every_source_that_holds_ops_has_its_twin():
+    no_op = {"kernels", "cpu", "gemm"}
+    assert {path.stem for path in CSRC.glob("*.c")} - no_op == set(STEMS)
+    assert twin_offences((PACKAGE / "jit.py").read_text().replace("os.environ", "")) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["@njit(fastmath=True)", 'fastmath={"contract", "reassoc"}', "y = a @ b", "print(1)", "njit(parallel=True)"],
+)
+def test_an_offence_of_a_twin_is_seen(line):
+    assert twin_offences(line)
 
 
 def test_intrinsics_live_in_one_file():

@@ -6,8 +6,8 @@ import numpy as np
 import parity
 import pytest
 
+import harness
 from gpt2flat import GPT2Config, Model
-from gpt2flat.kernels import available_isas, backend
 
 UPDATE = ("lr", "weight_decay")
 
@@ -27,11 +27,11 @@ def stored():
 
 
 @pytest.mark.parametrize("attention", ["flash", "standard"])
-@pytest.mark.parametrize("isa", available_isas())
-def test_small_model_agrees(stored, isa, attention):
+@pytest.mark.parametrize("kernels", harness.backends(), ids=lambda kernels: kernels.isa)
+def test_small_model_agrees(stored, kernels, attention):
     shape, settings, truth = stored["shape"], stored["settings"], stored["truth"]
     config = GPT2Config(shape["maxT"], shape["V"], shape["L"], shape["NH"], shape["C"])
-    model = Model.init(config, attention=attention, threads=2, kernels=backend(isa=isa))
+    model = Model.init(config, attention=attention, threads=2, kernels=kernels)
     parity.fill(model.params, shape["V"], settings["std"])
     batch = parity.batch(settings["B"], settings["T"], shape["V"], settings["ignored"])
     found = parity.numbers_of(model, *batch, {name: settings[name] for name in UPDATE}, settings["updates"])
