@@ -1,5 +1,6 @@
 """What happens around a run: readers that go away, full disks, two starts at once, vocabularies that only look alike."""
 
+import importlib.util
 import json
 import os
 import pty
@@ -142,13 +143,21 @@ def test_escapes_in_names_do_not_reach_the_terminal(here, capsys):
     assert main(["-i", "a\x1b[2Jb.txt"]) == one_line(capsys, 4, "\\x1b[2J")
 
 
-def test_a_source_tree_without_kernels_says_what_to_type(here):
-    """As after `pip install .` and a run in the clone's root: the tree shadows the installed copy."""
-    shutil.copytree(ROOT / "gpt2flat", "clone/gpt2flat", ignore=shutil.ignore_patterns("*.so", "_*.c", "__pycache__"))
+@pytest.mark.parametrize("numba", [True, False])
+def test_a_source_tree_without_kernels_says_what_to_type(here, numba):
+    """As after `pip install .` and a run in the clone's root, where the tree shadows the installed copy: the twins serve and the
+    first line says why, or without Numba one line says what to type."""
+    shutil.copytree(ROOT / "gpt2flat", "clone/gpt2flat", ignore=shutil.ignore_patterns("*.so", "_*.c", "__pycache__", "twins-*"))
     Path("clone/setup.py").touch()
-    done = subprocess.run(TRAIN, cwd="clone", capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."})
-    assert done.returncode == 9 and done.stderr.count("\n") == 1
-    assert "pip install -e ." in done.stderr and "no C kernels are built" in done.stderr
+    if not numba:
+        Path("clone/numba.py").write_text("raise ImportError('not here')")
+    elif importlib.util.find_spec("numba") is None:
+        return  # the other case is all there is
+    label = [sys.executable, "-c", "from gpt2flat.kernels import backend; print(backend().label)"]  # of a run's first line
+    done = subprocess.run(label if numba else TRAIN, cwd="clone", capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."})
+    assert done.returncode == (0 if numba else 9)
+    said = done.stdout if numba else done.stderr
+    assert said.count("\n") == 1 and "pip install -e ." in said and "no C kernels are built" in said
 
 
 def test_metrics_hold_every_digit(here):
