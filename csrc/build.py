@@ -1,7 +1,7 @@
 """The cffi builder: one extension module per instruction set from the same sources, as one translation unit each.
 
-A variant sees only its own flags, so no AVX opcode leaks into the baseline (design law 7: no -march=native, no fast-math,
-no contraction). `cpu.c` goes into the baseline, which is the module that is asked what the CPU can do."""
+A variant sees only its own flags, so no AVX opcode leaks into the baseline; none takes the build machine's instruction set,
+unsafe math or contraction, which would change bits. cpu_isa() is asked in the baseline."""
 
 import platform
 import re

@@ -14,12 +14,26 @@ from .program import Call, Program
 
 def parser() -> Parser:
     p = Parser("gpt2flat info", description=__doc__.split(": ", 1)[1])
-    p.add_argument("model", nargs="?", default="d12", metavar="MODEL", help="a .bin checkpoint, a descriptor (d12) or a preset (tiny)")
+    p.add_argument(
+        "model",
+        nargs="?",
+        default="d12",
+        metavar="MODEL",
+        help="a .bin checkpoint, a descriptor (d12) or a preset (tiny)",
+    )
     p.add_argument("-b", "--batch-size", type=number("--batch-size", int, 1, 1 << 20), default=4, metavar="B")
-    p.add_argument("-t", "--seq-len", type=number("--seq-len", int, 1, 1 << 20), metavar="T", help="default 64, or the block size if that is smaller")
+    p.add_argument(
+        "-t",
+        "--seq-len",
+        type=number("--seq-len", int, 1, 1 << 20),
+        metavar="T",
+        help="default 64, or the block size if that is smaller",
+    )
     p.add_argument("--attention", choices=list(gpt2.ATTENTION), default="flash")
     p.add_argument("--program", action="store_true", help="print every call with shapes, flops and bytes")
-    p.add_argument("--as-code", action="store_true", help="print the program as straight-line Python, one kernel call a line")
+    p.add_argument(
+        "--as-code", action="store_true", help="print the program as straight-line Python, one kernel call a line"
+    )
     p.add_argument("--map", metavar="FILE.svg", help="draw the memory map")
     return p
 
@@ -43,13 +57,17 @@ def listing(program: Program) -> str:
             layer = "" if call.layer is None else f"[{call.layer}]"
             flags = " ".join(f"{k}={v}" for k, v in call.accs.items())
             written = ", ".join(f"{call.refs[a.name]} {call.shapes[a.name]}" for a in call.written)
-            lines.append(f"{call.kernel.name}{layer} -> {written}  {flags}  {call.flops / 1e6:.3f} MFLOP, {human(call.bytes)}")
+            lines.append(
+                f"{call.kernel.name}{layer} -> {written}  {flags}  {call.flops / 1e6:.3f} MFLOP, {human(call.bytes)}"
+            )
     return "\n".join(" ".join(line.split()) for line in lines)
 
 
 def as_code(program: Program) -> str:
     """The step as straight-line Python over params, grads, acts, dacts and the kernels by name (gpt2flat.kernels.run)."""
-    return "\n".join(line for title, calls in sections(program).items() for line in [f"# {title}", *(c.code() for c in calls)])
+    return "\n".join(
+        line for title, calls in sections(program).items() for line in [f"# {title}", *(c.code() for c in calls)]
+    )
 
 
 def describe(model: Model, name: str, B: int, T: int) -> str:
@@ -77,7 +95,9 @@ def body(argv: list[str]) -> None:
         try:
             Path(args.map).write_text(as_svg(layouts, title))
         except OSError as error:
-            raise CheckpointError(f"{args.map}: cannot be written: {reason(error)}: name a file in a folder that can be written") from None
+            raise CheckpointError(
+                f"{args.map}: cannot be written: {reason(error)}: name a file in a folder that can be written"
+            ) from None
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -54,7 +54,14 @@ class Model:
     four are valid for life, acts and dacts until the next batch shape. Gradients of activations share homes (Row.grad): "mid",
     "attproj" and "stream" name one array in dacts, and it holds one layer, the last one written."""
 
-    def __init__(self, config: gpt2.GPT2Config, attention: str = "flash", threads: int | None = None, kernels=None, trace: bool = False):
+    def __init__(
+        self,
+        config: gpt2.GPT2Config,
+        attention: str = "flash",
+        threads: int | None = None,
+        kernels=None,
+        trace: bool = False,
+    ):
         """An empty model: all parameters 0. Use Model.load or Model.init, which take the same options.
 
         attention: "flash", or "standard", which keeps its matrices. threads: default the physical cores. kernels: what
@@ -66,7 +73,9 @@ class Model:
         self.kernels = kernels or backend()
         self._state = Layout.plan(gpt2.PARAMS, config.dims())
         self.arena = Arena(self._state.floats)
-        self.params, self.grads, self.m, self.v = (self.arena.section(s, self._state) for s in ("params", "grads", "m", "v"))
+        self.params, self.grads, self.m, self.v = (
+            self.arena.section(s, self._state) for s in ("params", "grads", "m", "v")
+        )
         header = np.frombuffer(checkpoint.header(config.dims()), np.float32)
         self.arena.buffer[:HEADER_FLOATS] = header
         self.t = 0  # updates done
@@ -141,7 +150,9 @@ class Model:
     def program(self, B: int, T: int) -> Program:
         """The unbound program for a batch of B rows of T tokens."""
         if not (1 <= T <= self.config.block_size and B >= 1):
-            raise KernelArgError(f"batch ({B}, {T}): expected at least one row and 1 to {self.config.block_size} tokens (block size)")
+            raise KernelArgError(
+                f"batch ({B}, {T}): expected at least one row and 1 to {self.config.block_size} tokens (block size)"
+            )
         dims = {**self.config.dims(), **gpt2.batch_dims(B, T), "NT": self.threads}
         return Program(gpt2.HEAD, self._block, gpt2.TAIL, gpt2.PARAMS, gpt2.ACTS, dims, self.kernels)
 
@@ -181,7 +192,9 @@ class Model:
         numbers = {"P": self._state.floats, "NT": self.threads}
         norm = OPS["grad_norm"].forward
         self._norm = self.kernels.bind(norm, {**knobs, "grads": self.grads.floats}, numbers)
-        self._adamw = {decay_all: [self._bind_adamw(knobs, *r) for r in self._ranges(decay_all)] for decay_all in (False, True)}
+        self._adamw = {
+            decay_all: [self._bind_adamw(knobs, *r) for r in self._ranges(decay_all)] for decay_all in (False, True)
+        }
 
     def _ranges(self, decay_all: bool) -> list[tuple[int, int, bool]]:
         """The parameters as ranges (begin, end, decayed), neighbours of one kind joined."""
@@ -214,7 +227,9 @@ class Model:
             ref = call.refs[arg.name]
             view = getattr(self, ref.section).slot(ref.name, ref.slot)
             if not np.isfinite(view).all():
-                raise NonFiniteError(f"{call.where}: {arg.name} is not finite, the first tensor of the step that is not")
+                raise NonFiniteError(
+                    f"{call.where}: {arg.name} is not finite, the first tensor of the step that is not"
+                )
 
     def _put(self, tokens, targets=None, training: bool = False) -> Program:
         """Checks a batch, plans for its shape and copies it in. Raises KernelArgError, DataError."""
@@ -239,7 +254,9 @@ class Model:
             raise KernelArgError(f"{what}: expected integers of shape (B, T), found {ids.dtype} of shape {ids.shape}")
         low, high = int(ids.min()), int(ids.max())
         if low < least or high >= self.config.vocab_size:
-            raise DataError(f"{what} hold ids from {low} to {high}, expected {least} to {self.config.vocab_size - 1} (vocabulary)")
+            raise DataError(
+                f"{what} hold ids from {low} to {high}, expected {least} to {self.config.vocab_size - 1} (vocabulary)"
+            )
         return ids
 
     def _mean_loss(self) -> float:
@@ -274,7 +291,9 @@ class Model:
         return self._mean_loss()
 
     def _seed(self, scale: float) -> None:
-        self.dacts["losses"][:] = np.float32(scale / self._counted)  # rows whose target is -1 are left out by the kernel
+        self.dacts["losses"][:] = np.float32(
+            scale / self._counted
+        )  # rows whose target is -1 are left out by the kernel
 
     # -- the update ----------------------------------------------------------------------------------------------------
 

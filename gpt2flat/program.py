@@ -64,7 +64,9 @@ class Call:
 
     @property
     def written(self) -> list[Arg]:
-        return [a for a in self.kernel.args if not a.const and a.role not in ("work", "scratch") and a.name in self.refs]
+        return [
+            a for a in self.kernel.args if not a.const and a.role not in ("work", "scratch") and a.name in self.refs
+        ]
 
     @property
     def accs(self) -> dict[str, int]:
@@ -84,7 +86,9 @@ class Call:
 
     def code(self) -> str:
         """The call as a line of Python for kernels.run; only the dims that no shape tells are passed."""
-        told = {axis for a in self.kernel.args if a.name in self.refs for axis in ax.split(a.axes) if axis.isidentifier()}
+        told = {
+            axis for a in self.kernel.args if a.name in self.refs for axis in ax.split(a.axes) if axis.isidentifier()
+        }
         numbers = {d: self.numbers[d] for d in self.kernel.dims if d not in told and d != "NT"} | self.accs
         arguments = [f"{a.name}={self.refs[a.name]}" for a in self.kernel.args if a.name in self.refs]
         line = f"{self.kernel.name}({', '.join(arguments + [f'{k}={v}' for k, v in numbers.items()])})"
@@ -98,9 +102,13 @@ class Program:
     forward: losses only.  body: forward without the classifier.  train[acc] and backward[acc]: what follows body, or forward, to
     get all gradients; acc 0 for the first micro-batch (parameter gradients overwrite), 1 for the rest (they add)."""
 
-    def __init__(self, head, block, tail, params: tuple[Row, ...], acts: tuple[Row, ...], dims: dict[str, int], kernels):
+    def __init__(
+        self, head, block, tail, params: tuple[Row, ...], acts: tuple[Row, ...], dims: dict[str, int], kernels
+    ):
         self.dims = dims
-        self.steps = [(s, None) for s in head] + [(s, l) for l in range(dims["L"]) for s in block] + [(s, None) for s in tail]
+        self.steps = (
+            [(s, None) for s in head] + [(s, l) for l in range(dims["L"]) for s in block] + [(s, None) for s in tail]
+        )
         used = {name.split("[")[0] for step, _ in self.steps for name in step.names.values()}
         known = {row.name: row for row in acts} | {row.name: row for row in params}
         for name in sorted(used - set(known)):
@@ -183,7 +191,11 @@ class Program:
         calls = []
         for step, layer in reversed(self.steps):
             op = OPS[step.op]
-            into = {a.name: self._gradient(self._ref(step.names[a.name], layer)) for a in op.differentiable if a.name in step.names}
+            into = {
+                a.name: self._gradient(self._ref(step.names[a.name], layer))
+                for a in op.differentiable
+                if a.name in step.names
+            }
             made = [self._ref(step.names[a.name], layer) for a in op.args("written")]
             outs = {self._gradient(ref) for ref in made}
             if op.identity and set(into.values()) == outs:
@@ -200,7 +212,9 @@ class Program:
     def _check_reverse(self, step, layer, op, into, outs, live) -> None:
         where = f"backward of step {step.op}" + ("" if layer is None else f", layer {layer}")
         if outs & set(into.values()):
-            raise KernelArgError(f"{where}: reads and writes the same gradient {', '.join(map(str, outs & set(into.values())))}")
+            raise KernelArgError(
+                f"{where}: reads and writes the same gradient {', '.join(map(str, outs & set(into.values())))}"
+            )
         if not op.head and outs - live:
             raise KernelArgError(f"{where}: no step writes {', '.join(map(str, outs - live))}")
         for name in op.back.split():

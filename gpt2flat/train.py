@@ -95,7 +95,9 @@ def prepare(given: dict[str, object]) -> SimpleNamespace:
     prompt = prompt_ids(s.sample_prompt, data.tokenizer)
     target = new_run(s.out, start.name, data.name)  # the name; it is taken last
     options = dict(attention=s.attention, threads=s.threads, kernels=kernels, trace=s.trace)
-    Model(config, **options).plan(s.batch_size, s.seq_len, training=True)  # what cannot fit fails before a weight is drawn
+    Model(config, **options).plan(
+        s.batch_size, s.seq_len, training=True
+    )  # what cannot fit fails before a weight is drawn
     if start.path:
         model = Model.load(start.path, block_size=config.block_size, **options)
     else:
@@ -134,7 +136,9 @@ def say(label: str, text: str) -> None:
 def first_screen(p: SimpleNamespace, peak: float) -> None:
     s, model = p.s, p.model
     team, wish = model.kernels.last_team(), p.threads  # the team of the peak's measurement
-    why = wish.why if team == wish.count else f"{wish.count} wanted" if model.kernels.openmp() else "built without OpenMP"
+    why = (
+        wish.why if team == wish.count else f"{wish.count} wanted" if model.kernels.openmp() else "built without OpenMP"
+    )
     threads = f"{team} thread{'s' * (team > 1)} ({why})"
     say("machine", f"{model.kernels.label}, {threads}, {cpu_name()}, "
         f"measured peak {peak / 1e9:.0f} GFLOP/s")  # fmt: skip

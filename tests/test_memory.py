@@ -38,7 +38,15 @@ def test_parameter_counts(name):
 
 
 @pytest.mark.parametrize(
-    "bad", [dict(n_layer=0), dict(n_head=5), dict(vocab_size=-1), dict(block_size=1 << 20), dict(padded_vocab_size=10), dict(n_embd=1.5)]
+    "bad",
+    [
+        dict(n_layer=0),
+        dict(n_head=5),
+        dict(vocab_size=-1),
+        dict(block_size=1 << 20),
+        dict(padded_vocab_size=10),
+        dict(n_embd=1.5),
+    ],
 )
 def test_config_refuses(bad):
     with pytest.raises(UsageError, match="expected|does not divide"):
@@ -138,7 +146,12 @@ print(grown / (4 * model.config.num_parameters))
 
 
 def test_helpers():
-    assert human(497_904_640) == "497.9 MB" and human(12) == "12 B" and human(2.2e9) == "2.2 GB" and human(3.2e12) == "3.20 TB"
+    assert (
+        human(497_904_640) == "497.9 MB"
+        and human(12) == "12 B"
+        and human(2.2e9) == "2.2 GB"
+        and human(3.2e12) == "3.20 TB"
+    )
     have, why = limits.available_memory()
     assert 0 < have < 1 << 50 and why
     assert Row("a", "N, C", slots="L").label() == "L x (N, C)"
@@ -167,7 +180,9 @@ def test_cgroup_limits(tmp_path, monkeypatch):
     (leaf / "cpu.max").write_text("150000 100000\n")
     (tmp_path / "a/cpu.max").write_text("max 100000\n")
     monkeypatch.setattr(limits, "CGROUPS", tmp_path)
-    monkeypatch.setattr(limits, "_read", lambda path, read=limits._read: "0::/a/b" if str(path) == "/proc/self/cgroup" else read(path))
+    monkeypatch.setattr(
+        limits, "_read", lambda path, read=limits._read: "0::/a/b" if str(path) == "/proc/self/cgroup" else read(path)
+    )
     assert limits.available_memory() == (1200, "memory limit of the cgroup")
     assert limits.cpu_quota() == 1.5
 

@@ -59,14 +59,19 @@ def test_the_gradients_are_the_derivative():
         rng = np.random.default_rng(1)
         for name, view in model.params.items():
             grad = model.grads[name].astype(float)
-            direction = np.sign(grad) + rng.standard_normal(view.shape)  # along the gradient: the difference stands out of float32
+            direction = np.sign(grad) + rng.standard_normal(
+                view.shape
+            )  # along the gradient: the difference stands out of float32
             direction = (direction / np.linalg.norm(direction) * 0.02).astype(np.float32)
             old, losses = view.copy(), []
             for sign in (1, -1):
                 view[...] = old + sign * direction
                 losses.append(model.forward(x, y))
             view[...] = old
-            assert losses[0] - losses[1] == pytest.approx(2 * float((grad * direction).sum()), rel=2e-2, abs=1e-6), (attention, name)
+            assert losses[0] - losses[1] == pytest.approx(2 * float((grad * direction).sum()), rel=2e-2, abs=1e-6), (
+                attention,
+                name,
+            )
 
 
 def test_flash_and_standard_agree():
@@ -166,15 +171,27 @@ def test_update_is_adamw(decay_all):
     hyper = dict(lr=3e-3, beta1=0.8, beta2=0.95, eps=1e-6)
     for t in (1, 2, 3):
         model.forward_backward(x, y)
-        before = {n: tuple(s[n].astype(float) for s in (model.params, model.grads, model.m, model.v)) for n in model.params}
+        before = {
+            n: tuple(s[n].astype(float) for s in (model.params, model.grads, model.m, model.v)) for n in model.params
+        }
         norm = model.update(**hyper, weight_decay=0.3, grad_clip=0.2, decay_all=decay_all)
-        assert norm == pytest.approx(math.sqrt(sum((g**2).sum() for _, g, _, _ in before.values())), rel=1e-6) and model.t == t
+        assert (
+            norm == pytest.approx(math.sqrt(sum((g**2).sum() for _, g, _, _ in before.values())), rel=1e-6)
+            and model.t == t
+        )
         for name, (p, g, m, v) in before.items():
             decay = 0.3 if decay_all or model.params.layout[name].row.decay else 0.0
             expected = adamw_reference(p, g * min(1, 0.2 / norm), m, v, t, *hyper.values(), decay)
             for section, wanted in zip((model.params, model.m, model.v), expected):
                 np.testing.assert_allclose(section[name], wanted, rtol=2e-5, atol=1e-7, err_msg=name)
-    assert {p.row.name for p in model.params.layout if p.row.decay} == {"wte", "wpe", "qkvw", "attprojw", "fcw", "fcprojw"}
+    assert {p.row.name for p in model.params.layout if p.row.decay} == {
+        "wte",
+        "wpe",
+        "qkvw",
+        "attprojw",
+        "fcw",
+        "fcprojw",
+    }
 
 
 def test_a_nonfinite_gradient_changes_nothing_and_is_named():
@@ -199,7 +216,22 @@ def test_what_is_not_finite_is_not_saved(tmp_path):
     assert (tmp_path / "a.bin").read_bytes() == before
 
 
-@pytest.mark.parametrize("bad", [dict(lr=math.inf), dict(lr=math.nan), dict(lr=1e39), dict(weight_decay=-1e39), dict(eps=math.inf), dict(eps=0), dict(beta1=1.0), dict(beta2=0.99999999), dict(lr=-1), dict(grad_clip=-1), dict(grad_clip=math.nan)])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        dict(lr=math.inf),
+        dict(lr=math.nan),
+        dict(lr=1e39),
+        dict(weight_decay=-1e39),
+        dict(eps=math.inf),
+        dict(eps=0),
+        dict(beta1=1.0),
+        dict(beta2=0.99999999),
+        dict(lr=-1),
+        dict(grad_clip=-1),
+        dict(grad_clip=math.nan),
+    ],
+)
 def test_numbers_that_float32_cannot_hold_are_refused(bad):
     model, (x, y) = random_model(), batch()
     model.forward_backward(x, y)
@@ -259,7 +291,12 @@ def test_batches_are_checked():
         (KernelArgError, "expected integers of shape", x.astype(float), y),
         (KernelArgError, "expected integers of shape", x[0], y[0]),
         (KernelArgError, "targets are", x, y[:, :5]),
-        (KernelArgError, "expected at least one row and 1 to 40 tokens", np.zeros((1, 41), int), np.zeros((1, 41), int)),
+        (
+            KernelArgError,
+            "expected at least one row and 1 to 40 tokens",
+            np.zeros((1, 41), int),
+            np.zeros((1, 41), int),
+        ),
         (DataError, "tokens hold ids from .* to 97, expected 0 to 96", np.full((1, 3), 97), np.zeros((1, 3), int)),
         (DataError, "tokens hold ids from -1", np.full((1, 3), -1), np.zeros((1, 3), int)),
         (DataError, "targets hold ids from -2", np.zeros((1, 3), int), np.full((1, 3), -2)),
@@ -278,11 +315,23 @@ def test_batches_are_checked():
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
-    st.integers(1, 3), st.integers(1, 3), st.integers(1, 9), st.integers(2, 60), st.integers(1, 3), st.integers(1, 30), st.data()
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.integers(2, 60),
+    st.integers(1, 3),
+    st.integers(1, 30),
+    st.data(),
 )
 def test_any_shape_works(layers, heads, head_size, vocab, B, T, data):
     """Finite losses near ln(V) for fresh weights, all gradients defined, two threads equal one."""
-    config = GPT2Config(block_size=data.draw(st.integers(T, 40)), vocab_size=vocab, n_layer=layers, n_head=heads, n_embd=heads * head_size)
+    config = GPT2Config(
+        block_size=data.draw(st.integers(T, 40)),
+        vocab_size=vocab,
+        n_layer=layers,
+        n_head=heads,
+        n_embd=heads * head_size,
+    )
     x, y = batch(B, T, vocab)
     results = []
     for threads in (1, 2):

@@ -124,7 +124,11 @@ def test_nothing_needs_zeroing(tied, chunk):
 
 def test_acc_of_a_tensor_with_two_readers():
     """A normalised row read by two projections (as in Llama): the second backward adds, and the gradient is right."""
-    acts = gpt2.ACTS + (Row("gate", "N, C", slots="L"), Row("up", "N, C", slots="L"), Row("sum", "N, C", slots="L", grad="stream"))
+    acts = gpt2.ACTS + (
+        Row("gate", "N, C", slots="L"),
+        Row("up", "N, C", slots="L"),
+        Row("sum", "N, C", slots="L", grad="stream"),
+    )
     block = (
         gpt2.BLOCK[0],
         Step("linear", out="gate", inp="ln1", weight="attprojw"),
@@ -134,7 +138,12 @@ def test_acc_of_a_tensor_with_two_readers():
     )
     rig, (x, y) = Rig(gpt2.HEAD, block, gpt2.TAIL, gpt2.PARAMS, acts, DIMS), batch()
     flags = [c.accs for c in rig.program.train[0] if c.layer == 1]
-    assert [f.get("acc_inp") for f in flags] == [None, 0, 1, 1]  # residual, up, gate (adds to ln1), layernorm (adds to stream)
+    assert [f.get("acc_inp") for f in flags] == [
+        None,
+        0,
+        1,
+        1,
+    ]  # residual, up, gate (adds to ln1), layernorm (adds to stream)
     assert flags[0] == {"acc_inp1": 0, "acc_inp2": 0}
     assert [f.get("acc_weight") for f in flags[1:3]] == [0, 1]
     fill(rig, x, y)

@@ -25,7 +25,8 @@ def table(head, rows):
 
 def tensors():
     rows = [
-        [f"`{r.name}`", r.label(), "yes" if r.decay else "no", r.init, r.src.replace("^T", ", transposed")] for r in gpt2.PARAMS
+        [f"`{r.name}`", r.label(), "yes" if r.decay else "no", r.init, r.src.replace("^T", ", transposed")]
+        for r in gpt2.PARAMS
     ]
     return table(["tensor", "shape", "decayed", "init", "Hugging Face's name"], rows)
 
@@ -35,7 +36,12 @@ def ops():
         return ", ".join(f"`{a.name}` ({a.axes})" for a in args)
 
     rows = [
-        [f"`{op.name}`", names(op.args("written", "saved")), names(op.args("read", "index", "weight")), op.flops.replace("*", " ")]
+        [
+            f"`{op.name}`",
+            names(op.args("written", "saved")),
+            names(op.args("read", "index", "weight")),
+            op.flops.replace("*", " "),
+        ]
         for op in OPS.values()
     ]
     return table(["op", "writes", "reads", "flops of forward"], rows)
@@ -50,7 +56,9 @@ def section(name):
 
 @pytest.mark.parametrize("name", GENERATED)
 def test_generated_parts_are_up_to_date(name):
-    assert section(name).search(README.read_text())[2] == GENERATED[name]() + "\n", "python tests/test_readme.py writes it anew"
+    assert section(name).search(README.read_text())[2] == GENERATED[name]() + "\n", (
+        "python tests/test_readme.py writes it anew"
+    )
 
 
 def test_picture_is_up_to_date(tmp_path, capsys, monkeypatch):

@@ -40,7 +40,9 @@ def one_line(capsys, code, *says):
 
 def test_a_reader_that_goes_away_costs_nothing(here):
     """`train | head`: the pipe breaks at some line; what was learned is saved all the same."""
-    process = subprocess.Popen([*TRAIN, "--steps", "100000", "--log-every", "1", "-s", "0", "-o", "run"], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*TRAIN, "--steps", "100000", "--log-every", "1", "-s", "0", "-o", "run"], stdout=subprocess.PIPE
+    )
     for _ in range(12):
         process.stdout.readline()
     process.stdout.close()
@@ -50,7 +52,9 @@ def test_a_reader_that_goes_away_costs_nothing(here):
 
 def test_a_closed_terminal_stops_and_saves(here):
     heed = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)  # noqa: E731
-    process = subprocess.Popen([*TRAIN, "--steps", "100000", "--log-every", "1", "-o", "run"], stdout=subprocess.PIPE, preexec_fn=heed)
+    process = subprocess.Popen(
+        [*TRAIN, "--steps", "100000", "--log-every", "1", "-o", "run"], stdout=subprocess.PIPE, preexec_fn=heed
+    )
     for _ in range(12):
         process.stdout.readline()
     process.send_signal(signal.SIGHUP)
@@ -75,7 +79,10 @@ def test_the_progress_bar_is_for_terminals(here):
 
 def test_a_full_disk_under_metrics_is_one_error_with_the_file(here):
     Path("metrics.jsonl").symlink_to("/dev/full")
-    with pytest.raises(CheckpointError, match="metrics.jsonl: cannot be written: no space left"), Metrics(Path("metrics.jsonl")) as metrics:
+    with (
+        pytest.raises(CheckpointError, match="metrics.jsonl: cannot be written: no space left"),
+        Metrics(Path("metrics.jsonl")) as metrics,
+    ):
         metrics.write(step=0)
 
 
@@ -113,7 +120,22 @@ def test_token_files_without_a_tokenizer_use_the_checkpoints_own(here, capsys):
     assert main([*SMALL, "--steps", "1", "-v", "0", "-s", "0", "-i", "a.txt", "--tokenizer", "char", "-o", "a"]) == 0
     os.mkdir("tokens")
     llmc.write_tokens("tokens/q_train.bin", Tokenizer.load("a/tokenizer.bin").encode("fedcba\n" * 300))
-    line = ["-e", str(Run("a").checkpoint()), "-i", "tokens/q_train.bin", "-t", "16", "-v", "0", "--steps", "1", "--threads", "1", "-o", "b"]
+    line = [
+        "-e",
+        str(Run("a").checkpoint()),
+        "-i",
+        "tokens/q_train.bin",
+        "-t",
+        "16",
+        "-v",
+        "0",
+        "--steps",
+        "1",
+        "--threads",
+        "1",
+        "-o",
+        "b",
+    ]
     assert main(line) == 0
     assert "char tokenizer, V 8" in capsys.readouterr().out and Path("b/tokenizer.bin").exists()
 
@@ -147,14 +169,22 @@ def test_escapes_in_names_do_not_reach_the_terminal(here, capsys):
 def test_a_source_tree_without_kernels_says_what_to_type(here, numba):
     """As after `pip install .` and a run in the clone's root, where the tree shadows the installed copy: the twins serve and the
     first line says why, or without Numba one line says what to type."""
-    shutil.copytree(ROOT / "gpt2flat", "clone/gpt2flat", ignore=shutil.ignore_patterns("*.so", "_*.c", "__pycache__", "twins-*"))
+    shutil.copytree(
+        ROOT / "gpt2flat", "clone/gpt2flat", ignore=shutil.ignore_patterns("*.so", "_*.c", "__pycache__", "twins-*")
+    )
     Path("clone/setup.py").touch()
     if not numba:
         Path("clone/numba.py").write_text("raise ImportError('not here')")
     elif importlib.util.find_spec("numba") is None:
         return  # the other case is all there is
-    label = [sys.executable, "-c", "from gpt2flat.kernels import backend; print(backend().label)"]  # of a run's first line
-    done = subprocess.run(label if numba else TRAIN, cwd="clone", capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."})
+    label = [
+        sys.executable,
+        "-c",
+        "from gpt2flat.kernels import backend; print(backend().label)",
+    ]  # of a run's first line
+    done = subprocess.run(
+        label if numba else TRAIN, cwd="clone", capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."}
+    )
     assert done.returncode == (0 if numba else 9)
     said = done.stdout if numba else done.stderr
     assert said.count("\n") == 1 and "pip install -e ." in said and "no C kernels are built" in said
@@ -170,8 +200,22 @@ def test_metrics_hold_every_digit(here):
 def test_data_that_vanishes_keeps_what_was_learned(here, capsys):
     """A token file cut short underneath ends the run with one line; the weights of the last update are saved."""
     shutil.copytree(ROOT / "tests/llmc_tiny", here, dirs_exist_ok=True)
-    line = [sys.executable, "-m", "gpt2flat.train", "-e", "model.bin", "-i", "tokens_train.bin", "-j", "tokens_val.bin", "-s", "0"]
-    process = subprocess.Popen([*line, "-x", "100000", "-v", "0", "-o", "run"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    line = [
+        sys.executable,
+        "-m",
+        "gpt2flat.train",
+        "-e",
+        "model.bin",
+        "-i",
+        "tokens_train.bin",
+        "-j",
+        "tokens_val.bin",
+        "-s",
+        "0",
+    ]
+    process = subprocess.Popen(
+        [*line, "-x", "100000", "-v", "0", "-o", "run"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     for _ in range(8):
         process.stdout.readline()
     os.truncate("tokens_train.bin", 2000)

@@ -8,7 +8,9 @@ from ..errors import UsageError
 from ..memory.layout import Layout, Row
 from ..program import Step
 
-CAPS = dict(block_size=65536, vocab_size=1 << 20, n_layer=1024, n_head=1024, n_embd=65536)  # as the readers of files (formats)
+CAPS = dict(
+    block_size=65536, vocab_size=1 << 20, n_layer=1024, n_head=1024, n_embd=65536
+)  # as the readers of files (formats)
 CHUNK_ROWS = 1024  # logits exist for this many rows at once: 206 MB for GPT-2's vocabulary
 
 
@@ -33,8 +35,13 @@ class GPT2Config:
             raise UsageError(f"n_head = {self.n_head} does not divide n_embd = {self.n_embd}")
         if not self.padded_vocab_size:
             object.__setattr__(self, "padded_vocab_size", -(-self.vocab_size // 128) * 128)
-        if type(self.padded_vocab_size) is not int or not self.vocab_size <= self.padded_vocab_size <= CAPS["vocab_size"]:
-            raise UsageError(f"padded_vocab_size = {self.padded_vocab_size}: expected {self.vocab_size} to {CAPS['vocab_size']}")
+        if (
+            type(self.padded_vocab_size) is not int
+            or not self.vocab_size <= self.padded_vocab_size <= CAPS["vocab_size"]
+        ):
+            raise UsageError(
+                f"padded_vocab_size = {self.padded_vocab_size}: expected {self.vocab_size} to {CAPS['vocab_size']}"
+            )
 
     @property
     def head_size(self) -> int:
@@ -153,9 +160,27 @@ def block(attention: str) -> tuple[Step, ...]:
 
 
 # name: n_layer, n_head, n_embd (llm.c's descriptors d6 .. and gpt2:d6 ..)
-_GPT2 = {6: (6, 384), 12: (12, 768), 24: (16, 1024), 36: (20, 1280), 48: (25, 1600), 60: (30, 1920), 72: (30, 2880), 84: (36, 3456)}
+_GPT2 = {
+    6: (6, 384),
+    12: (12, 768),
+    24: (16, 1024),
+    36: (20, 1280),
+    48: (25, 1600),
+    60: (30, 1920),
+    72: (30, 2880),
+    84: (36, 3456),
+}
 # channels: layers, head size (llm.c's gpt3:c384 ..)
-_GPT3 = {384: (6, 64), 768: (12, 64), 1024: (24, 64), 1536: (24, 96), 2048: (24, 128), 2560: (32, 80), 4096: (32, 128), 12288: (96, 128)}
+_GPT3 = {
+    384: (6, 64),
+    768: (12, 64),
+    1024: (24, 64),
+    1536: (24, 96),
+    2048: (24, 128),
+    2560: (32, 80),
+    4096: (32, 128),
+    12288: (96, 128),
+}
 PRESETS = {
     "tiny": GPT2Config(block_size=64, vocab_size=257, n_layer=4, n_head=4, n_embd=128),  # nanoGPT's CPU tutorial
     **{f"d{d}": GPT2Config(1024, 50257, d, nh, c) for d, (nh, c) in _GPT2.items()},

@@ -88,7 +88,9 @@ def backend(name: str | None = None, isa: str | None = None):
         raise UnsupportedCPUError(f"backend {name!r} is not known here; choose from {', '.join(BACKENDS)}")
     if name == "numba":
         if isa not in (None, "auto", "numba"):
-            raise UnsupportedCPUError(f"{isa} is an instruction set of the C kernels, Numba finds its own: leave it out")
+            raise UnsupportedCPUError(
+                f"{isa} is an instruction set of the C kernels, Numba finds its own: leave it out"
+            )
         return _twins("")
     isa = isa or _wish("GPT2FLAT_ISA", ("auto", *ISAS))
     try:
@@ -172,7 +174,9 @@ def run(name: str, *, threads: int | None = None, kernels=None, **arguments) -> 
         if number in arguments:
             numbers[number] = int(arguments.pop(number))
     if arguments:
-        raise KernelArgError(f"{name} has no argument {', '.join(arguments)}; it takes {', '.join(a.name for a in kernel.args)}")
+        raise KernelArgError(
+            f"{name} has no argument {', '.join(arguments)}; it takes {', '.join(a.name for a in kernel.args)}"
+        )
     given = {a.name: a for a in kernel.args if tensors[a.name] is not None}
     wanted = {n: a.axes for n, a in given.items() if a.role != "scratch"}
     dims = ax.solve(name, wanted, {n: tensors[n].shape for n in wanted}, numbers)
@@ -188,7 +192,9 @@ def run(name: str, *, threads: int | None = None, kernels=None, **arguments) -> 
     if "scratch" in tensors and tensors["scratch"] is None:
         tensors["scratch"] = np.empty(needed, np.float32)
     elif "scratch" in tensors and tensors["scratch"].size < needed:
-        raise KernelArgError(f"{name}: scratch holds {tensors['scratch'].size} floats, expected {needed} (or leave it out)")
+        raise KernelArgError(
+            f"{name}: scratch holds {tensors['scratch'].size} floats, expected {needed} (or leave it out)"
+        )
     _distinct(name, kernel, tensors)
     kernels.ready()
     kernels.bind(kernel, tensors, {acc: 0 for acc in kernel.accs} | dims)()
@@ -212,7 +218,11 @@ def _distinct(name: str, kernel, tensors) -> None:
         if arg.const or tensors[arg.name] is None:
             continue
         for other in kernel.args:
-            if other is not arg and tensors[other.name] is not None and np.may_share_memory(tensors[arg.name], tensors[other.name]):
+            if (
+                other is not arg
+                and tensors[other.name] is not None
+                and np.may_share_memory(tensors[arg.name], tensors[other.name])
+            ):
                 raise KernelArgError(f"{name}: {arg.name} is written and overlaps {other.name}")
 
 

@@ -57,7 +57,9 @@ class Native:
         for arg in kernel.args:
             view = tensors.get(arg.name)
             kind = CTYPES[arg.dtype]
-            values.append(self.ffi.NULL if view is None else self.ffi.from_buffer(kind, view, require_writable=not arg.const))
+            values.append(
+                self.ffi.NULL if view is None else self.ffi.from_buffer(kind, view, require_writable=not arg.const)
+            )
         values += [int(numbers[dim]) for dim in kernel.dims] + [int(numbers[acc]) for acc in kernel.accs]
         return functools.partial(getattr(self.lib, kernel.name), *values)
 

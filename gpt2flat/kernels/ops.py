@@ -1,6 +1,6 @@
 """The op table: one row per kernel, adding shapes, roles and cost to what csrc/kernels.h declares.
 
-The row gives the forward arguments by role; the backward signature follows from it by the d-rule (design.md law 2).
+The row gives the forward arguments by role; the backward signature follows: d + a forward argument is its gradient (the d-rule).
 Sizes, checks, test inputs, program listings and costs derive from here; tests hold the header to it. No other list exists."""
 
 import re

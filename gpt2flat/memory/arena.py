@@ -95,7 +95,9 @@ class Arena:
                     ) from None
                 room = max(room // 2, LEAST_ROOM)
                 continue
-            if room < most:  # a limit bites: leave half of what is left to thread stacks and NumPy, or libgomp ends the process
+            if (
+                room < most
+            ):  # a limit bites: leave half of what is left to thread stacks and NumPy, or libgomp ends the process
                 region.close()
                 region = _reserve(self.state_end * 4 + room // 2 + HUGE_PAGE)
             return region

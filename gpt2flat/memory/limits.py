@@ -27,7 +27,10 @@ def cpu_quota() -> float | None:
     """CPUs that the cgroups grant, the least of all above this process; None without a quota."""
     quotas = []
     for folder in _cgroups("cpu"):
-        words = _read(folder / "cpu.max").split() or [_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")]
+        words = _read(folder / "cpu.max").split() or [
+            _read(folder / "cpu.cfs_quota_us"),
+            _read(folder / "cpu.cfs_period_us"),
+        ]
         if len(words) == 2 and all(word.isdigit() and int(word) for word in words):
             quotas.append(int(words[0]) / int(words[1]))
     return min(quotas, default=None)

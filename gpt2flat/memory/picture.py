@@ -5,7 +5,15 @@ from html import escape
 from .arena import human
 from .layout import Layout
 
-COLOURS = {"params": "#8fb3d9", "grads": "#f08a85", "m": "#72b7b2", "v": "#54a24b", "scratch": "#9d755d", "dacts": "#ff9da6", "acts": "#f2a541"}
+COLOURS = {
+    "params": "#8fb3d9",
+    "grads": "#f08a85",
+    "m": "#72b7b2",
+    "v": "#54a24b",
+    "scratch": "#9d755d",
+    "dacts": "#ff9da6",
+    "acts": "#f2a541",
+}
 
 
 def _rows(layout: Layout) -> list[tuple[str, str, str, int]]:
@@ -53,8 +61,12 @@ def as_svg(layouts: dict[str, Layout], title: str) -> str:
                 f'stroke="white" stroke-width="0.7"><title>{escape(words)}</title></rect>'
             )
             if w > 8 * len(label) + 4:
-                parts.append(f'<text x="{x + w / 2:.1f}" y="{y + 27}" text-anchor="middle" fill="#111">{escape(label)}</text>')
+                parts.append(
+                    f'<text x="{x + w / 2:.1f}" y="{y + 27}" text-anchor="middle" fill="#111">{escape(label)}</text>'
+                )
             if w > 58:
-                parts.append(f'<text x="{x + w / 2:.1f}" y="{y + bar + 15}" text-anchor="middle" fill="#555" font-size="11">{human(size)}</text>')
+                parts.append(
+                    f'<text x="{x + w / 2:.1f}" y="{y + bar + 15}" text-anchor="middle" fill="#555" font-size="11">{human(size)}</text>'
+                )
             x += w
     return "\n".join(parts + ["</svg>\n"])
