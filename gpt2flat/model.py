@@ -94,9 +94,12 @@ class Model:
                 raise UsageError(f"block size {block_size} is larger than the {config.block_size} of {path}")
             model = cls(replace(config, block_size=block_size or config.block_size), **options)
             stored = stored_layout(file.stored)
-            for name, view in model.params.items():
-                # the rows that both have: version 1 lacks the end of wte, a smaller block size the end of wpe
-                file.read_into(stored[name].offset, view.reshape(-1)[: stored[name].floats])
+            if stored.floats == model.params.layout.floats:
+                file.read_into(0, model.params.floats)  # the image as it is: one read
+            else:
+                for name, view in model.params.items():
+                    # the rows that both have: version 1 lacks the end of wte, a smaller block size the end of wpe
+                    file.read_into(stored[name].offset, view.reshape(-1)[: stored[name].floats])
         model._require_finite(path, "the file is damaged")
         return model
 
