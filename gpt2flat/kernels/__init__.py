@@ -23,9 +23,9 @@ ISAS = ("scalar", "avx2", "avx512")  # in rising order; cpu_isa() in C gives the
 MAX_THREADS = 1024
 DTYPES = {"f32": np.dtype("<f4"), "i32": np.dtype("<i4")}
 
-# A thread that waits spins this often before it sleeps; libgomp's own 300,000 spins keep the core busy that another program
-# needs. An update of the preset tiny beside one busy process: 28-55 ms with 300, 88-170 with 10,000, 236-444 with 100,000;
-# alone: 22 with 0, 15.8 with 300, 14.6 from 1000 on. libgomp reads it when it is loaded, so it is set here.
+# A thread that waits spins this often before it sleeps. The gain over libgomp's own 300,000 is mixed. An update of the preset
+# tiny, 2 threads on 2 cores, rounds in turn, 1000 spins against 300,000: alone 13.7 and 13.7 ms; beside one busy process 37-40
+# and 26-41 (10,000: 60-73); beside two 36-37 and 40-49. libgomp reads it when it is loaded, so it is set here.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
