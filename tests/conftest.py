@@ -1,4 +1,4 @@
-"""What all tests share: one hypothesis profile, and a last line that counts the parity tests that were left out."""
+"""What all tests share: a hypothesis profile, the full tier (--full), a last line that counts the parity tests left out."""
 
 import ast
 import os
@@ -11,6 +11,8 @@ from hypothesis import settings
 HERE = Path(__file__).parent
 os.environ.setdefault("NUMBA_NUM_THREADS", "8")  # read when numba is imported; so many threads the tests ask for
 PARITY = {"test_parity.py": ("torch", "transformers")}  # test file -> what it imports beyond the `test` extra
+
+FULL = "takes minutes or tools that few machines have; run by pytest --full"
 
 settings.register_profile("gpt2flat", derandomize=True, deadline=None, max_examples=25, database=None, print_blob=True)
 settings.load_profile("gpt2flat")
@@ -35,6 +37,24 @@ def advice(lacks: dict[str, list[str]]) -> str:
 
 
 collect_ignore = list(left_out())
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="also run what takes minutes: sanitizers, seeded faults, old CPUs")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", f"full: {FULL}")
+
+
+def pytest_collection_modifyitems(config, items):
+    """The full tier is left out unless asked for, or named by -m."""
+    if config.getoption("--full") or config.getoption("-m"):
+        return
+    slow = [item for item in items if item.get_closest_marker("full")]
+    if slow:
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=slow)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
