@@ -4,7 +4,9 @@ import runpy
 
 from setuptools import setup
 
+build = runpy.run_path("csrc/build.py")
 setup(
-    cffi_modules=runpy.run_path("csrc/build.py")["MODULES"],
+    cffi_modules=build["MODULES"],
+    cmdclass={"build_ext": build["BuildKernels"]},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -28,6 +28,8 @@ int64_t has_openmp(void) {
 #endif
 }
 
+int64_t sources_hash(void) { return SOURCES_HASH; }
+
 // the tile of the GEMM without its memory: as many independent chains, each long enough to forget its start
 enum { CHAINS = VW == 16 ? 24 : VW == 8 ? 12 : 32, STEPS = 64 };  // 32 floats of width 1 become vectors, as in the GEMM
 

@@ -106,9 +106,11 @@ void adamw(float *params, float *m, float *v, const float *grads, const float *l
            const float *grad_scale, int64_t P, int64_t NT);
 
 // What the machine and this build are. last_team: threads that worked in the latest parallel kernel of this build.
+// sources_hash: which sources and flags it was built from (gpt2flat/kernels/record.py).
 // peak_fma: `rounds` rounds of peak_flops() flops per thread, independent FMAs in registers; out (32*NT), zeros to start.
 int64_t last_team(void);
 int64_t has_openmp(void);
+int64_t sources_hash(void);
 void peak_fma(float *out, int64_t rounds, int64_t NT);
 int64_t peak_flops(void);
 // cpu_isa: the best instruction set that both the CPU and the operating system offer: 0 scalar, 1 avx2+fma, 2 avx512.

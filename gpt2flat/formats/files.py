@@ -21,7 +21,7 @@ class RegularFile:
         self.path, self._short, self._fd = Path(path), short or error, -1
         try:
             # without O_NONBLOCK the open of a pipe would wait for a writer
-            self._fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._fd = os.open(self.path, os.O_RDONLY | _option("NONBLOCK", "CLOEXEC", "BINARY"))
         except (OSError, ValueError) as problem:
             raise error(f"{path}: cannot be opened: {reason(problem)}") from None
         status = os.fstat(self._fd)
@@ -37,7 +37,7 @@ class RegularFile:
         wanted = len(rest)
         while rest:
             try:
-                got = os.preadv(self._fd, [rest], offset + wanted - len(rest))
+                got = _read_at(self._fd, rest, offset + wanted - len(rest))
             except OSError as problem:
                 raise self._short(f"{self.path}: cannot be read: {reason(problem)}") from None
             if got == 0:
@@ -84,7 +84,7 @@ def write_stream_atomically(path, buffers: Iterable) -> None:
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp") if path.name else path
     fd = -1
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _option("CLOEXEC", "BINARY"), 0o666)
         _keep_owner_and_mode(path, fd)
         for buffer in buffers:
             _write_all(fd, buffer)
@@ -99,6 +99,21 @@ def write_stream_atomically(path, buffers: Iterable) -> None:
             temporary.unlink(missing_ok=True)  # gone already when the rename went through
 
 
+def _option(*names: str) -> int:
+    """Options of os.open, 0 for those that this system does not have."""
+    return sum(getattr(os, f"O_{name}", 0) for name in names)
+
+
+def _read_at(fd: int, view, offset: int) -> int:
+    """Bytes read into `view` from `offset` on: by position where the system can, else (macOS, Windows) behind a seek."""
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [view], offset)
+    os.lseek(fd, offset, os.SEEK_SET)
+    data = os.read(fd, len(view))
+    view[: len(data)] = data
+    return len(data)
+
+
 def _write_all(fd: int, buffer) -> None:
     view = memoryview(buffer)
     rest = view.cast("B") if view.nbytes else memoryview(b"")
@@ -111,6 +126,8 @@ def _keep_owner_and_mode(target: Path, fd: int) -> None:
         old, new = os.stat(target), os.fstat(fd)
     except FileNotFoundError:
         return
+    if not hasattr(os, "fchmod"):
+        return
     if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
         try:
             os.fchown(fd, old.st_uid, old.st_gid)
@@ -120,7 +137,9 @@ def _keep_owner_and_mode(target: Path, fd: int) -> None:
 
 
 def _sync_directory(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    if os.name == "nt":
+        return  # Windows syncs no directories
+    fd = os.open(folder, os.O_RDONLY | _option("DIRECTORY", "CLOEXEC"))
     try:
         os.fsync(fd)
     except OSError as problem:

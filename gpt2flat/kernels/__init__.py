@@ -15,11 +15,11 @@ import numpy as np
 from ..errors import KernelArgError, UnsupportedCPUError, UsageError
 from ..memory import axes as ax
 from ..memory.limits import affinity, cpu_quota
-from .native import Native
+from . import openmp, record
+from .native import ISAS, Native
 from .ops import KERNELS, OP_OF
 
 BACKENDS = ("auto", "c", "numba")
-ISAS = ("scalar", "avx2", "avx512")  # in rising order; cpu_isa() in C gives the index of the best
 MAX_THREADS = 1024
 DTYPES = {"f32": np.dtype("<f4"), "i32": np.dtype("<i4")}
 
@@ -37,14 +37,20 @@ def _wish(variable: str, choices: tuple[str, ...]) -> str:
     return wish
 
 
-def _missing_kernels(error: ImportError) -> UnsupportedCPUError:
-    here = Path(__file__).resolve().parents[2]
-    if (here / "setup.py").exists():
-        return UnsupportedCPUError(
-            f"gpt2flat was imported from the source tree {here}, where no C kernels are built: type `pip install -e .` there, "
+def _missing_kernels(isa: str, error: ImportError) -> str:
+    """Why a variant cannot be imported, and what helps."""
+    if known := record.why_missing(isa):
+        return f"C kernels not built, {known}"
+    if (error.name or "") in ("_cffi_backend", "cffi"):
+        return "the C kernels need cffi, which is missing: pip install cffi"
+    if "libgomp" in str(error):
+        return f"the C kernels need libgomp, which is missing: apt install libgomp1 ({error})"
+    if record.in_source_tree():
+        return (
+            f"gpt2flat was imported from the source tree {record.ROOT}, where no C kernels are built: {record.rebuild()}, "
             f"or change to another folder to use an installed copy ({error})"
         )
-    return UnsupportedCPUError(f"the C kernels are not installed: pip install --force-reinstall gpt2flat ({error})")
+    return f"the C kernels are not installed: {record.rebuild()} ({error})"
 
 
 @functools.lru_cache(maxsize=None)
@@ -55,6 +61,7 @@ def _native(isa: str) -> Native:
 @functools.lru_cache(maxsize=None)
 def _twins(why: str):
     """The Numba twins; numba is imported here and only here. Raises UnsupportedCPUError."""
+    openmp.load()  # or numba would take a slower pool of threads on a machine without libgomp
     try:
         from .twins import Twins
     except ImportError as error:
@@ -64,14 +71,18 @@ def _twins(why: str):
     return Twins(why)
 
 
+def best_isa() -> str:
+    """The best instruction set that this CPU and operating system offer, built or not. Raises UnsupportedCPUError."""
+    try:
+        return ISAS[_native("scalar").lib.cpu_isa()]
+    except ImportError as error:
+        raise UnsupportedCPUError(_missing_kernels("scalar", error)) from None
+
+
 def available_isas() -> list[str]:
     """The instruction sets of C that are built here and that this CPU and operating system offer, in rising order."""
-    try:
-        best = _native("scalar").lib.cpu_isa()
-    except ImportError as error:
-        raise _missing_kernels(error) from None
     found = []
-    for isa in ISAS[: best + 1]:
+    for isa in ISAS[: ISAS.index(best_isa()) + 1]:
         try:
             found.append(_native(isa).isa)
         except ImportError:
@@ -82,7 +93,8 @@ def available_isas() -> list[str]:
 def backend(name: str | None = None, isa: str | None = None):
     """The kernels to use: native.Native or twins.Twins, which have the same interface.
 
-    Raises UnsupportedCPUError when an explicit wish cannot be met, or when neither C nor numba can be imported."""
+    Raises UnsupportedCPUError when an explicit wish cannot be met, when neither C nor numba can be imported, or when
+    the C kernels were built from other sources than these."""
     name = name or _wish("GPT2FLAT_BACKEND", BACKENDS)
     if name not in BACKENDS:
         raise UnsupportedCPUError(f"backend {name!r} is not known here; choose from {', '.join(BACKENDS)}")
@@ -93,20 +105,38 @@ def backend(name: str | None = None, isa: str | None = None):
             )
         return _twins("")
     isa = isa or _wish("GPT2FLAT_ISA", ("auto", *ISAS))
+    if isa != "auto":
+        return _exactly(isa)
+    if name == "c":
+        return _native(available_isas()[-1])
+    return _automatic()
+
+
+def _exactly(isa: str) -> Native:
+    have = available_isas()
+    if isa not in have:
+        known = f"; {why}" if ISAS.index(isa) <= ISAS.index(best_isa()) and (why := record.why_missing(isa)) else ""
+        raise UnsupportedCPUError(f"GPT2FLAT_ISA={isa}: this machine and build have {', '.join(have)}{known}")
+    return _native(isa)
+
+
+def _automatic():
+    """C with the best instruction set; the twins without C, or where C has one thread for want of OpenMP."""
     try:
-        have = available_isas()
-    except UnsupportedCPUError as missing:
-        if name == "c" or isa != "auto":
-            raise
+        _native("scalar")
+    except ImportError as error:
+        missing = _missing_kernels("scalar", error)
         try:
-            return _twins(str(missing))
+            return _twins(missing)
         except UnsupportedCPUError as too:
             raise UnsupportedCPUError(f"{missing}; {too}") from None
-    if isa == "auto":
-        return _native(have[-1])
-    if isa not in have:
-        raise UnsupportedCPUError(f"GPT2FLAT_ISA={isa}: this machine and build have {', '.join(have)}")
-    return _native(isa)
+    best = _native(available_isas()[-1])
+    if best.openmp():
+        return best
+    try:
+        return _twins(f"C kernels built without OpenMP, {record.why_missing(best.isa) or 'as asked'}")
+    except UnsupportedCPUError:
+        return best
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,11 @@ import os
 
 import numpy as np
 
-from ..errors import ForkError
+from ..errors import ForkError, UnsupportedCPUError
+from . import openmp, record
 from .ops import Kernel, Op
 
+ISAS = ("scalar", "avx2", "avx512")  # in rising order; cpu_isa() in C gives the index of the best
 CTYPES = {"f32": "float[]", "i32": "int32_t[]"}
 _ran = _forked = False  # a kernel has run in this process; in the one it was forked from
 
@@ -30,19 +32,41 @@ def ready() -> None:
         raise ForkError("gpt2flat kernels cannot run in a forked child: start workers with spawn or forkserver")
 
 
+def _import(isa: str):
+    try:
+        return importlib.import_module(f"gpt2flat.kernels._{isa}")
+    except ImportError as error:
+        if "libgomp" in str(error) and openmp.load():  # the wheel's own, where the system has none
+            return importlib.import_module(f"gpt2flat.kernels._{isa}")
+        raise
+
+
 class Native:
-    """The C kernels compiled for one instruction set. Raises ImportError when that variant was not built."""
+    """The C kernels compiled for one instruction set. Raises ImportError when that variant was not built, and
+    UnsupportedCPUError when it was built from other sources than these."""
 
     name = "c"
     announce = None  # nothing takes long here (twins.py)
 
     def __init__(self, isa: str):
-        module = importlib.import_module(f"gpt2flat.kernels._{isa}")
+        module = _import(isa)
         self.isa, self.ffi, self.lib = isa, module.ffi, module.lib
+        carried = self.lib.sources_hash() if hasattr(self.lib, "sources_hash") else None
+        if carried != record.expected_hash():
+            raise UnsupportedCPUError(
+                f"the C kernels ({isa}) were built from other sources than the ones here, as after an update: {record.rebuild()}"
+            )
 
     @property
     def label(self) -> str:
-        return f"C kernels, {self.isa}"
+        """What runs, and what would be better but could not be built."""
+        best = ISAS[self.lib.cpu_isa()]
+        notes = []
+        if best != self.isa and (why := record.why_missing(best)):
+            notes.append(f"{best} not built, {why}")
+        if not self.openmp():
+            notes.append(f"one thread, built without OpenMP: {record.why_missing(self.isa) or 'as asked'}")
+        return f"C kernels, {self.isa}" + (f" ({'; '.join(notes)})" if notes else "")
 
     def openmp(self) -> bool:
         return bool(self.lib.has_openmp())

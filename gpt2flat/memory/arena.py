@@ -7,6 +7,7 @@ only once they are touched. The only file that knows where the floats are."""
 
 import mmap
 import os
+import sys
 
 import numpy as np
 
@@ -160,7 +161,7 @@ def _round_up(n: int, unit: int) -> int:
 def _reserve(length: int) -> mmap.mmap:
     if os.name == "nt":
         return mmap.mmap(-1, length)
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | (MAP_NORESERVE if os.uname().sysname == "Linux" else 0)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | (MAP_NORESERVE if sys.platform == "linux" else 0)
     region = mmap.mmap(-1, length, flags=flags)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         try:
