@@ -1,7 +1,8 @@
-"""What all tests share: a hypothesis profile, the full tier (--full), a last line that counts the parity tests left out."""
+"""What all tests share: a hypothesis profile, the full tier (--full), last lines that count what was left out."""
 
 import ast
 import os
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,7 +11,11 @@ from hypothesis import settings
 
 HERE = Path(__file__).parent
 os.environ.setdefault("NUMBA_NUM_THREADS", "8")  # read when numba is imported; so many threads the tests ask for
-PARITY = {"test_parity.py": ("torch", "transformers")}  # test file -> what it imports beyond the `test` extra
+# test file -> what it needs beyond the `test` extra: modules, programs; and what brings them
+NEEDS = {
+    "test_parity.py": (("torch", "transformers"), "pip install -e '.[parity]'"),
+    "test_build.py": (("gcc",), "apt install gcc python3-dev"),
+}
 
 FULL = "takes minutes or tools that few machines have; run by pytest --full"
 
@@ -18,10 +23,14 @@ settings.register_profile("gpt2flat", derandomize=True, deadline=None, max_examp
 settings.load_profile("gpt2flat")
 
 
-def left_out(found=find_spec) -> dict[str, list[str]]:
-    """{test file: the modules it lacks here}, for the files that cannot run."""
-    lacks = {name: [module for module in modules if found(module) is None] for name, modules in PARITY.items()}
-    return {name: modules for name, modules in lacks.items() if modules and (HERE / name).exists()}
+def present(name: str) -> bool:
+    return bool(shutil.which(name) or find_spec(name))
+
+
+def left_out(present=present) -> dict[str, list[str]]:
+    """{test file: the modules and programs it lacks here}, for the files that cannot run."""
+    lacks = {file: [name for name in names if not present(name)] for file, (names, _) in NEEDS.items()}
+    return {file: names for file, names in lacks.items() if names and (HERE / file).exists()}
 
 
 def count_tests(path: Path) -> int:
@@ -30,10 +39,12 @@ def count_tests(path: Path) -> int:
     return sum(isinstance(node, ast.FunctionDef) and node.name.startswith("test_") for node in nodes)
 
 
-def advice(lacks: dict[str, list[str]]) -> str:
-    tests = sum(count_tests(HERE / name) for name in lacks)
-    modules = sorted({module for modules in lacks.values() for module in modules})
-    return f"{tests} parity tests left out: no {' and no '.join(modules)}; to run them: pip install -e '.[parity]'"
+def advice(lacks: dict[str, list[str]]) -> list[str]:
+    """One line a file that was left out."""
+    return [
+        f"{file}: {count_tests(HERE / file)} tests left out: no {' and no '.join(names)}; to run them: {NEEDS[file][1]}"
+        for file, names in lacks.items()
+    ]
 
 
 collect_ignore = list(left_out())
@@ -62,6 +73,6 @@ def pytest_sessionfinish(session):
     """Prints behind pytest's own last line, so that nobody takes a shorter suite for the whole."""
     result = yield
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter and collect_ignore:
-        reporter.write_line(advice(left_out()), yellow=True)
+    for line in advice(left_out()) if reporter else ():
+        reporter.write_line(line, yellow=True)
     return result

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import parity
 import pytest
+import test_openmp
 
 from gpt2flat import GPT2Config, Model
 from gpt2flat.formats import bf16
@@ -147,3 +148,8 @@ def test_bfloat16_is_pytorchs(tmp_path):
     number = ~np.isnan(bits.view(np.float32))
     assert np.array_equal(ours[number], theirs[number])
     assert (theirs[~number] & 0x7FFF > 0x7F80).all() and (ours[~number] == 0x7FC0).all()
+
+
+@pytest.mark.parametrize("ours_first", [True, False], ids=["gpt2flat first", "torch first"])
+def test_one_openmp_runtime_beside_torch(ours_first, monkeypatch):
+    test_openmp.check_beside("torch", ours_first, monkeypatch)

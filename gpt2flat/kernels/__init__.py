@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import KernelArgError, UnsupportedCPUError, UsageError
 from ..memory import axes as ax
 from ..memory.limits import affinity, cpu_quota
-from . import openmp, record
+from . import record
 from .native import ISAS, Native
 from .ops import KERNELS, OP_OF
 
@@ -61,7 +61,6 @@ def _native(isa: str) -> Native:
 @functools.lru_cache(maxsize=None)
 def _twins(why: str):
     """The Numba twins; numba is imported here and only here. Raises UnsupportedCPUError."""
-    openmp.load()  # or numba would take a slower pool of threads on a machine without libgomp
     try:
         from .twins import Twins
     except ImportError as error:

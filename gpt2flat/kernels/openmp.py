@@ -1,6 +1,7 @@
 """The OpenMP runtime of this process. There must be one only: two that alternate cost 600 times a kernel's time.
 
-The kernels ask for libgomp.so.1 by its plain name, as numba and torch do, so whoever comes first decides for all."""
+The kernels ask for libgomp.so.1 by its plain name, as torch does, so whoever comes first decides for all. numba asks for
+libgomp.so.1.0.0, the system's: where there is none, it has a slower pool of threads of its own."""
 
 import ctypes
 import os
