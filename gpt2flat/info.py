@@ -1,25 +1,29 @@
-"""python -m gpt2flat.info [MODEL]: what a model is made of: its memory map, its bound program, the program as code."""
+"""python -m gpt2flat.info [WHAT]: what a model, file, run or machine is: a model's memory map, its program, the program as code."""
 
 import sys
 from pathlib import Path
 
 from .arch import gpt2
 from .command import Parser, number, run
-from .errors import CheckpointError, reason
-from .memory.arena import human
+from .errors import CheckpointError, UsageError, reason
+from .inspection import files, machine
+from .inspection.listing import as_code, listing
+from .inspection.runs import describe_run
 from .memory.picture import as_svg, as_text
 from .model import Model, find_shape
-from .program import Call, Program
+
+
+DEFAULT = "d12"
 
 
 def parser() -> Parser:
     p = Parser("gpt2flat info", description=__doc__.split(": ", 1)[1])
     p.add_argument(
-        "model",
+        "what",
         nargs="?",
-        default="d12",
-        metavar="MODEL",
-        help="a .bin checkpoint, a descriptor (d12) or a preset (tiny)",
+        metavar="WHAT",
+        help="a checkpoint, descriptor (d12, the default) or preset (tiny); or a token file, tokenizer, debug state, "
+        "multiple-choice file or run directory",
     )
     p.add_argument("-b", "--batch-size", type=number("--batch-size", int, 1, 1 << 20), default=4, metavar="B")
     p.add_argument(
@@ -34,6 +38,8 @@ def parser() -> Parser:
     p.add_argument(
         "--as-code", action="store_true", help="print the program as straight-line Python, one kernel call a line"
     )
+    p.add_argument("--tensors", action="store_true", help="print mean, deviation and range of every tensor of a checkpoint")
+    p.add_argument("--machine", action="store_true", help="print CPU, threads, memory, kernels, their build, OpenMP")
     p.add_argument("--map", metavar="FILE.svg", help="draw the memory map")
     return p
 
@@ -41,33 +47,6 @@ def parser() -> Parser:
 def open_model(name: str, attention: str) -> Model:
     """An empty model of the named shape; only the header of a checkpoint is read."""
     return Model(find_shape(name)[0], attention)
-
-
-def sections(program: Program) -> dict[str, list[Call]]:
-    """The program in the order of a training step, for people."""
-    return {"forward": program.body, "classifier and backward": program.train[0]}
-
-
-def listing(program: Program) -> str:
-    """One line a call: kernel, layer, written tensors with shapes and acc flags, flops, bytes."""
-    lines = []
-    for title, calls in sections(program).items():
-        lines.append(f"# {title}: {sum(c.flops for c in calls) / 1e9:.3f} GFLOP")
-        for call in calls:
-            layer = "" if call.layer is None else f"[{call.layer}]"
-            flags = " ".join(f"{k}={v}" for k, v in call.accs.items())
-            written = ", ".join(f"{call.refs[a.name]} {call.shapes[a.name]}" for a in call.written)
-            lines.append(
-                f"{call.kernel.name}{layer} -> {written}  {flags}  {call.flops / 1e6:.3f} MFLOP, {human(call.bytes)}"
-            )
-    return "\n".join(" ".join(line.split()) for line in lines)
-
-
-def as_code(program: Program) -> str:
-    """The step as straight-line Python over params, grads, acts, dacts and the kernels by name (gpt2flat.kernels.run)."""
-    return "\n".join(
-        line for title, calls in sections(program).items() for line in [f"# {title}", *(c.code() for c in calls)]
-    )
 
 
 def describe(model: Model, name: str, B: int, T: int) -> str:
@@ -78,18 +57,42 @@ def describe(model: Model, name: str, B: int, T: int) -> str:
     )
 
 
+def show(lines: files.Lines) -> None:
+    before = None
+    for label, text in lines:
+        print(f"{'' if label == before else label:<11}{text}")
+        before = label
+
+
 def body(argv: list[str]) -> None:
     args = parser().parse(argv)
-    model = open_model(args.model, args.attention)
+    if args.machine:
+        return show(machine.lines())
+    path = Path(args.what or "")
+    if args.what and path.exists() and not files.is_checkpoint(path):
+        if args.tensors or args.program or args.as_code or args.map:
+            raise UsageError(f"{path}: is no model; --tensors, --program, --as-code and --map are for one")
+        return show(describe_run(path) if path.is_dir() else files.describe(path))
+    if args.tensors:
+        if not path.is_file():
+            raise UsageError("--tensors is for a checkpoint: name a .bin file")
+        return show(files.tensors(path))
+    about_model(args)
+
+
+def about_model(args) -> None:
+    name = args.what or DEFAULT
+    model = open_model(name, args.attention)
     B, T = args.batch_size, args.seq_len or min(64, model.config.block_size)
     program = model.program(B, T)
     layouts = model.layouts(program)
-    title = describe(model, args.model, B, T)
+    title = describe(model, name, B, T)
     if args.as_code:
         print(as_code(program))
     elif args.program:
         print(listing(program))
     else:
+        show(files.checkpoint(Path(name)) if Path(name).is_file() else [])
         print(f"{title}\n{as_text(layouts)}")
     if args.map:
         try:

@@ -9,7 +9,7 @@ import pytest
 from gpt2flat import GPT2Config, Model
 from gpt2flat.arch import gpt2
 from gpt2flat.errors import KernelArgError
-from gpt2flat.info import as_code, listing
+from gpt2flat.inspection.listing import as_code, listing
 from gpt2flat.kernels import backend, run
 from gpt2flat.kernels.ops import KERNELS
 from gpt2flat.memory.arena import Arena

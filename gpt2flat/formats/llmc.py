@@ -32,6 +32,7 @@ KINDS = {
     20240801: "a Llama-3 token file",
     20240803: "a Llama-3 checkpoint",
 }
+OLD_TOKENS = "a token file without header"
 TOKENS_VERSION, TOKENIZER_VERSION = 1, 2
 
 
@@ -44,7 +45,7 @@ def kind_of(path) -> str | None:
     Raises DataError when the file cannot be opened."""
     with RegularFile(path, DataError) as file:
         magic = int.from_bytes(file.read(0, min(4, file.size)), "little")
-        return KINDS.get(magic) or (None if _no_old_tokens(file) else "a token file without header")
+        return KINDS.get(magic) or (None if _no_old_tokens(file) else OLD_TOKENS)
 
 
 def read_header(file: RegularFile, magic: int, used: int) -> list[int]:

@@ -1,0 +1,1 @@
+"""What files, runs, programs and machines are, told in lines for people."""

@@ -1,0 +1,166 @@
+"""What a file of llm.c's holds, found by its magic number: (label, text) lines for people.
+
+A checkpoint is a model, so its program and its map are told by the command as well."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from ..data.tokenizer import Tokenizer, escape_controls
+from ..errors import CheckpointError, DataError, UsageError
+from ..formats import llmc
+from ..formats.choices import ChoiceFile
+from ..formats.debug_state import DebugState
+from ..model import Model, open_checkpoint, stored_layout
+from ..training.inputs import tokenizer_of
+
+Lines = list[tuple[str, str]]
+SHOWN = 24  # tokens or ids of a sample
+PIECE = 1 << 20
+
+
+def describe(path: Path) -> Lines:
+    """What `path` holds, which is no checkpoint. Raises FormatError for a file that is not whole, DataError for one that
+    cannot be opened, UsageError for one of a kind that is not read here."""
+    kind = llmc.kind_of(path)
+    if kind not in DESCRIBERS:
+        what = f"is {kind}, which nothing here reads" if kind else "is no file of llm.c's"
+        raise UsageError(
+            f"{path}: {what}; expected a checkpoint, token file, tokenizer, debug state, multiple-choice file or run directory"
+        )
+    return [("file", f"{path}: {kind}, {path.stat().st_size:,} bytes"), *DESCRIBERS[kind](path)]
+
+
+def is_checkpoint(path: Path) -> bool:
+    return path.is_file() and llmc.kind_of(path) == llmc.KINDS[llmc.CHECKPOINT]
+
+
+def checkpoint(path: Path) -> Lines:
+    """How the file holds the tensors; the model behind it is told by the command."""
+    with open_checkpoint(path) as file:
+        storage = f"version {file.version}, {file.storage.dtype}"
+        padded = "" if file.storage.padded else ", wte without padding"
+    tokenizer = tokenizer_of(path, file.dims["V"])
+    text = f"{tokenizer.kind} tokenizer" if tokenizer else "no tokenizer beside it"
+    return [("file", f"{path}: {llmc.KINDS[llmc.CHECKPOINT]}, {storage}{padded}, {path.stat().st_size:,} bytes; {text}")]
+
+
+def tensors(path: Path) -> Lines:
+    """Shape, mean, standard deviation and range of every tensor of a checkpoint. Raises NonFiniteError."""
+    found = []
+    for name, view in Model.load(path).params.items():
+        pieces = view.reshape(-1)
+        mean = float(pieces.mean(dtype=np.float64))
+        std = math.sqrt(float(np.square(pieces - mean, dtype=np.float64).mean()))
+        shape = " x ".join(map(str, view.shape))
+        found.append((name, f"{shape:<20} mean {mean:+.3e}  std {std:.3e}  from {pieces.min():+.3e} to {pieces.max():+.3e}"))
+    return found
+
+
+def _tokens(path: Path) -> Lines:
+    file = llmc.open_tokens(path)
+    try:
+        seen = np.zeros(1 << 16, np.int64)
+        for at in range(0, file.count, PIECE):
+            ids = file.read(at, min(PIECE, file.count - at)).astype(np.int64)
+            if ids.min() < 0 or ids.max() >= len(seen):
+                raise DataError(f"{path}: token {at + int(np.abs(ids).argmax())} is no id of GPT-2's, expected 0 to 50256")
+            seen += np.bincount(ids, minlength=len(seen))
+        first = file.read(0, min(SHOWN, file.count))
+    finally:
+        file.close()
+    ids = np.flatnonzero(seen)
+    tokenizer = _tokenizer_beside(path, int(ids[-1]))
+    ends = f"; {seen[tokenizer.eot]:,} are end-of-text" if tokenizer else ""
+    return [
+        ("tokens", f"{file.count:,} of {file.dtype.name}, {'without header' if not file.start else 'version 1'}"),
+        ("ids", f"from {ids[0]} to {ids[-1]}, {len(ids):,} different{ends}"),
+        *_starts(first, tokenizer),
+    ]
+
+
+def _starts(ids: np.ndarray, tokenizer: Tokenizer | None) -> Lines:
+    if tokenizer is None:
+        return [("starts", f"{' '.join(map(str, ids))} (no tokenizer is beside it)")]
+    return [("starts", f"{quoted(tokenizer.decode(ids))} ({tokenizer.kind} tokenizer)")]
+
+
+def _tokenizer_beside(path: Path, largest: int) -> Tokenizer | None:
+    """The tokenizer of the folder if it knows all ids, else GPT-2's if that does."""
+    for load in (lambda: _in_folder(path.absolute().parent), Tokenizer.gpt2):
+        tokenizer = load()
+        if tokenizer and largest < tokenizer.vocab_size:
+            return tokenizer
+    return None
+
+
+def _in_folder(folder: Path) -> Tokenizer | None:
+    return next((Tokenizer.load(folder / n) for n in ("tokenizer.bin", "gpt2_tokenizer.bin") if (folder / n).is_file()), None)
+
+
+def _tokenizer(path: Path) -> Lines:
+    found = Tokenizer.load(path)
+    longest = max(found.tokens, key=len)
+    return [
+        ("kind", f"{found.kind}: {found.vocab_size:,} tokens, end-of-text is {found.eot}"),
+        ("longest", f"{quoted(longest.decode('utf-8', 'replace'))}, {len(longest)} bytes"),
+        ("tokens", " ".join(quoted(found.tokens[i].decode("utf-8", "replace")) for i in _spread(found.vocab_size))),
+    ]
+
+
+def _spread(count: int) -> Iterable[int]:
+    return sorted({round(i * (count - 1) / 11) for i in range(12)})
+
+
+def _debug_state(path: Path) -> Lines:
+    """Its dims are those of the checkpoint that it was made with, which is beside it by llm.c's names."""
+    model = path.with_name(path.name.replace("_debug_state", ""))
+    if model == path or not is_checkpoint(model):
+        with llmc.RegularFile(path, CheckpointError) as file:
+            version, B, T = llmc.read_header(file, llmc.DEBUG_STATE, used=4)[1:4]
+        how = "without its checkpoint beside it (NAME.bin to NAME_debug_state.bin) no more can be told"
+        return [("batch", f"version {version}, {B} x {T} tokens; {how}")]
+    with open_checkpoint(model) as file:
+        dims = file.dims | {"Vp": file.stored["Vp"]}
+    with DebugState(path, dims, lambda stored: stored_layout(stored).floats) as state:
+        B, T = state.tokens.shape
+        layout, norms = stored_layout(state.stored), []
+        for slot in layout:
+            values = np.empty(slot.floats, np.float32)
+            state.read_into("grads", slot.offset, values)
+            norms.append((slot.row.name, f"gradient of norm {math.sqrt(float(np.square(values, dtype=np.float64).sum())):.6g}"))
+        ignored = int((state.targets < 0).sum())
+        return [("batch", f"version {state.version}, {B} x {T} tokens, {ignored} targets ignored; made with {model}"),
+                ("loss", f"{state.loss:.6f}"), *_starts(state.tokens[0, :SHOWN], tokenizer_of(model, dims["V"])), *norms]  # fmt: skip
+
+
+def _choices(path: Path) -> Lines:
+    longest, labels, first, count = 0, np.zeros(4, np.int64), None, 0
+    with ChoiceFile(path, 1 << 16) as file:
+        for example in file:
+            first = first or example
+            count += 1
+            labels[example.label] += 1
+            longest = max(longest, *(len(example.context) + len(c) for c in example.completions))
+    gpt2 = Tokenizer.gpt2()
+    told = [("examples", f"{count:,}, the longest row has {longest} tokens; the right one is {_shares(labels)}")]
+    told.append(("first", quoted(gpt2.decode(first.context))))
+    for number, ids in enumerate(first.completions):
+        told.append(("", f"{number}{' (right)' if number == first.label else ''}: {quoted(gpt2.decode(ids))}"))
+    return told
+
+
+def _shares(labels: np.ndarray) -> str:
+    return ", ".join(f"{i} in {100 * n / labels.sum():.0f}%" for i, n in enumerate(labels))
+
+
+DESCRIBERS = {
+    llmc.KINDS[llmc.TOKENS]: _tokens, llmc.OLD_TOKENS: _tokens, llmc.KINDS[llmc.TOKENIZER]: _tokenizer,
+    llmc.KINDS[llmc.DEBUG_STATE]: _debug_state, llmc.KINDS[llmc.CHOICES]: _choices,
+}  # fmt: skip
+
+
+def quoted(text: str) -> str:
+    return f'"{escape_controls(text).replace(chr(10), chr(92) + "n")}"'

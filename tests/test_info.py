@@ -1,0 +1,168 @@
+"""gpt2flat info on everything that there is to ask about; what is broken is one line, and nothing here is fatal to a run."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt2flat import Model
+from gpt2flat.arch import gpt2
+from gpt2flat.data.tokenizer import Tokenizer
+from gpt2flat.formats import llmc
+from gpt2flat.formats.debug_state import write_debug_state
+from gpt2flat.info import main as info
+from gpt2flat.inspection import machine
+from gpt2flat.kernels import openmp, record
+from gpt2flat.train import main as train
+
+TINY = Path(__file__).parent / "llmc_tiny"
+
+
+@pytest.fixture
+def ask(capfd):
+    """Output of the command by label, joined per label; the exit code under "exit", stderr under "error"."""
+
+    def asked(*words) -> dict[str, str]:
+        code = info([str(word) for word in words])
+        out, error = capfd.readouterr()
+        told, label = {"exit": code, "error": error, "all": out}, ""
+        for line in out.splitlines():
+            label = line[:11].strip() or label
+            told[label] = "\n".join(filter(None, (told.get(label), line[11:])))
+        return told
+
+    return asked
+
+
+def test_a_token_file(ask, tmp_path):
+    told = ask(TINY / "tokens_val.bin")
+    ids = llmc.open_tokens(TINY / "tokens_val.bin").read(0, 24)
+    count = (TINY / "tokens_val.bin").stat().st_size // 2 - 512
+    assert told["exit"] == 0 and told["file"].endswith(f"a token file, {1024 + 2 * count:,} bytes")
+    assert told["tokens"] == f"{count:,} of uint16, version 1" and re.match(r"from \d+ to \d+, \d+ different", told["ids"])
+    assert Tokenizer.load(TINY / "tokenizer.bin").decode(ids[:3]).replace("\n", "\\n") in told["starts"]
+    shutil.copy(TINY / "tokens_val.bin", tmp_path)  # alone: GPT-2's tokenizer knows all its ids
+    assert "gpt2 tokenizer" in ask(tmp_path / "tokens_val.bin")["starts"]
+    np.array([5, 60000], "<u2").tofile(tmp_path / "body")
+    (tmp_path / "wide.bin").write_bytes(np.int32([llmc.TOKENS, 1, 2] + [0] * 253).tobytes() + (tmp_path / "body").read_bytes())
+    assert ask(tmp_path / "wide.bin")["starts"] == "5 60000 (no tokenizer is beside it)"
+    np.arange(300, dtype="<i4").tofile(tmp_path / "old.bin")
+    assert ask(tmp_path / "old.bin")["tokens"] == "300 of int32, without header"
+
+
+def test_a_tokenizer(ask, tmp_path):
+    told = ask(TINY / "tokenizer.bin")
+    assert told["kind"].startswith(f"table: {97} tokens")
+    Tokenizer.char("ab\x1b\nc").save(tmp_path / "char.bin")
+    told = ask(tmp_path / "char.bin")
+    assert told["kind"] == "char: 6 tokens, end-of-text is 5" and "\x1b" not in told["all"] and '"\\n"' in told["tokens"]
+
+
+def test_a_checkpoint(ask, tmp_path):
+    told = ask(TINY / "model.bin")
+    assert "a model checkpoint, version 3, fp32, " in told["file"] and "2 layers" in told["all"]
+    model = Model.load(TINY / "model.bin")
+    model.save(tmp_path / "half.bin", dtype="bf16")
+    assert "version 5, bf16" in ask(tmp_path / "half.bin")["file"]
+    told = ask("--tensors", TINY / "model.bin")
+    assert [line.split()[0] for line in told["all"].splitlines()] == [row.name for row in gpt2.PARAMS]
+    wte = model.params["wte"].astype(np.float64)
+    assert f"mean {wte.mean():+.3e}  std {wte.std():.3e}  from {wte.min():+.3e} to {wte.max():+.3e}" in told["wte"]
+
+
+def test_a_debug_state(ask, tmp_path):
+    for name in ("model.bin", "tokenizer.bin"):
+        shutil.copy(TINY / name, tmp_path)
+    model = Model.load(TINY / "model.bin")
+    tokens = np.random.default_rng(0).integers(0, 97, (2, 8))
+    targets = np.where(tokens == tokens[0, 0], -1, tokens)
+    loss = model.forward_backward(tokens, targets)
+    logits = model.logits(tokens)
+    path = tmp_path / "model_debug_state.bin"
+    write_debug_state(path, tokens, targets, logits, loss, [model.grads[row.name] for row in gpt2.PARAMS])
+    told = ask(path)
+    assert f"{loss:.6f}" == told["loss"] and f"{(targets < 0).sum()} targets ignored" in told["batch"]
+    assert f"norm {np.linalg.norm(model.grads['fcw'].astype(float)):.6g}" in told["fcw"]
+    (tmp_path / "model.bin").unlink()
+    assert ask(path)["batch"].startswith("version 2, 2 x 8 tokens; without its checkpoint")
+
+
+def choice_file(path: Path, labels: list[int]) -> Path:
+    """Examples of a context of two tokens and completions of one to four."""
+    words, longest = [], 0
+    for index, label in enumerate(labels):
+        body = [2, 464, 3290, *(word for n in range(1, 5) for word in (n, *range(100, 100 + n)))]
+        size = 2 * (5 + len(body))
+        words += [65535, size, index, label, 4, *body]
+        longest = max(longest, size)
+    header = np.array([llmc.CHOICES, 1, len(labels), longest] + [0] * 252, "<i4")
+    path.write_bytes(header.tobytes() + np.array(words, "<u2").tobytes())
+    return path
+
+
+def test_a_multiple_choice_file(ask, tmp_path):
+    path = choice_file(tmp_path / "hellaswag_val.bin", labels=[2, 0, 2])
+    told = ask(path)
+    assert told["examples"].startswith("3, the longest row has ") and "2 in 67%" in told["examples"]
+    assert "2 (right): " in told["first"]
+
+
+def test_a_run(ask, tmp_path):
+    assert train(["--steps", "3", "-b", "2", "-s", "0", "-v", "2", "--out", str(tmp_path / "run")]) == 0
+    told = ask(tmp_path / "run")
+    assert told["exit"] == 0 and "step_00000003/model.bin, 3.4 MB" in told["saved"] and "steps 3" in told["settings"]
+    assert re.match(r"3 updates, loss [\d.]+ \(step 0\) -> [\d.]+ \(step 2\), ", told["progress"]) and "best" in told["validation"]
+    assert "byte: 257 tokens" in told["tokenizer"] and "2 threads" in told["machine"]
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "lo\n[1]\n' + "[" * 100_000 + "\n")
+    (tmp_path / "run" / "env.json").write_text("[")
+    told = ask(tmp_path / "run")
+    assert told["exit"] == 0 and "3 lines of metrics.jsonl are no records" in told["all"] and "commit unknown" in told["machine"]
+    (tmp_path / "run" / "config.toml").unlink()
+    told = ask(tmp_path / "run")
+    assert told["exit"] == 5 and "is no run directory" in told["error"] and told["error"].count("\n") == 1
+
+
+def test_the_machine(ask, monkeypatch):
+    told = ask("--machine")
+    assert told["exit"] == 0 and "scalar" in told["cpu"] and "libgomp" in told["openmp"] and "-fopenmp" in told["build"]
+    assert "numpy" in told["packages"] and "available" in told["memory"]
+    broken = {"sources": 1, "compiler": "", "variants": {"avx2": {"built": False, "error": "no\x1bgood"}}}
+    monkeypatch.setattr(record, "read", lambda: broken)
+    assert "OTHER SOURCES" in machine.build()[0] and machine.build()[1].startswith("avx2 not built: no")
+    monkeypatch.setattr(record, "read", dict)
+    assert "no record" in machine.build()[0]
+    monkeypatch.setattr(openmp, "loaded", lambda: ["/a/libgomp.so.1", "/b/libomp.so"])
+    assert ask("--machine")["openmp"].count("one of 2") == 2
+
+
+@pytest.mark.parametrize("words, code, error", [
+    (("nothing.bin",), 5, "no such file"),
+    (("README",), 2, "README"),
+    (("--tensors",), 2, "name a .bin file"),
+    (("--program", TINY / "tokens_val.bin"), 2, "is no model"),
+    ((Path(__file__),), 2, "is no file of llm.c's"),
+    ((Path(__file__).parent,), 5, "is no run directory"),
+])  # fmt: skip
+def test_what_cannot_be_told_is_one_line(ask, words, code, error):
+    told = ask(*words)
+    assert (told["exit"], told["error"].count("\n"), told["all"]) == (code, 1, "") and error in told["error"]
+
+
+def test_a_broken_file_is_one_line(ask, tmp_path):
+    for name in ("model.bin", "tokens_val.bin", "tokenizer.bin"):
+        (tmp_path / name).write_bytes((TINY / name).read_bytes()[:-3])
+        told = ask(tmp_path / name)
+        assert told["exit"] in (3, 4, 5) and told["error"].count("\n") == 1 and name in told["error"]
+
+
+def test_numbers_of_a_record_that_are_none_do_no_harm(ask, tmp_path):
+    (tmp_path / "config.toml").write_text("steps = 3\n")
+    lines = [{"step": "x"}, {"step": 1, "loss": "x"}, {"step": 1, "loss": 2.5, "tokens_per_s": 7}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    told = ask(tmp_path)
+    assert told["exit"] == 0 and told["progress"].startswith("1 updates, loss 2.5000 (step 1)")
+    assert told["saved"] == "no checkpoint"
