@@ -52,7 +52,7 @@ def find_files(checkpoint: str | None, debug_state: str | None) -> tuple[Path, P
         if not path.exists():
             raise UsageError(
                 f"{path}: no such file: name a CHECKPOINT and its DEBUG_STATE; llm.c's starter pack has gpt2_124M.bin "
-                "and gpt2_124M_debug_state.bin, for data/"
+                "and gpt2_124M_debug_state.bin, and ./downloaddataset.sh --all fetches it into data/"
             )
     return first, second
 
