@@ -50,6 +50,17 @@ def advice(lacks: dict[str, list[str]]) -> list[str]:
 collect_ignore = list(left_out())
 
 
+@pytest.fixture
+def put(tmp_path):
+    """put(data) -> path of a file that holds data."""
+
+    def write(data, name="file.bin"):
+        (tmp_path / name).write_bytes(data)
+        return tmp_path / name
+
+    return write
+
+
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="also run what takes minutes: sanitizers, seeded faults, old CPUs")
 
