@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .arch import gpt2
-from .arch.adamw import scratch_rows
+from .arch.adamw import SCRATCH
 from .data.mt19937 import Stream, normal_
 from .errors import DataError, KernelArgError, NonFiniteError, UsageError
 from .formats import checkpoint
@@ -186,7 +186,7 @@ class Model:
     def layouts(self, program: Program) -> dict[str, Layout]:
         """The layout of every section of the arena for a program, in order of memory."""
         norm = self.kernels.scratch(OPS["grad_norm"], {"P": self._state.floats, "NT": self.threads})
-        scratch = Layout.plan(scratch_rows(max(program.scratch, norm)), {}, ALIGN)
+        scratch = Layout.plan(SCRATCH, {"S": max(program.scratch, norm)}, ALIGN)
         state = {name: self._state for name in STATE if name != "header"}
         return {**state, "scratch": scratch, "dacts": program.dacts, "acts": program.acts}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import harness
 from gpt2flat.errors import CheckpointError, DataError, FormatError
 from gpt2flat.formats import checkpoint, llmc
 from samples import KINDS, READERS, parameters, read, read_choices, read_debug_state, read_tokens
@@ -124,6 +125,12 @@ def test_what_cannot_be_opened(tmp_path, reader, error):
     }.items():
         with pytest.raises(error, match=why):
             reader(path)
+
+
+def test_a_big_endian_machine_is_refused():
+    code = "import sys, numpy; sys.byteorder = 'big'; import gpt2flat.formats.llmc"
+    done = harness.python("-c", code)
+    assert done.returncode == 1 and "UnsupportedCPUError: this machine is big-endian" in done.stderr
 
 
 def test_no_file_stays_open(put):

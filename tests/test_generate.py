@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import harness
 from gpt2flat import GPT2Config, Model
 from gpt2flat.data.tokenizer import Tokenizer
 from gpt2flat.errors import DataError, KernelArgError, NonFiniteError, UsageError
@@ -156,6 +157,25 @@ def test_the_newest_run_and_its_highest_step(here, model):
     assert find_checkpoint(None) == Path("runs/a-003/checkpoints/step_00000001/model.bin")
     Path("runs/a-003/env.json").unlink()
     assert find_checkpoint(None).parts[1] == "a-003"  # no times at all: by name
+
+
+STARTED = "import sys, gpt2flat.training.run as r; print(repr(r.Run(sys.argv[1]).started))"
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a folder", "a device", "larger than memory", "deep"])
+def test_what_a_run_says_of_itself_cannot_hurt(here, kind):
+    environment = here / "env.json"
+    if kind == "a pipe":
+        os.mkfifo(environment)  # whoever opens it would wait
+    elif kind == "a folder":
+        environment.mkdir()
+    elif kind == "a device":
+        environment.symlink_to("/dev/zero")
+    else:
+        environment.write_text("[" * 100_000)
+        os.truncate(environment, 1 << 40 if kind == "larger than memory" else 100_000)  # sparse
+    done = harness.python("-c", STARTED, str(here))
+    assert (done.returncode, done.stdout) == (0, "''\n"), done.stderr
 
 
 def test_text_from_a_run_a_checkpoint_and_a_file(here, model, capsys):

@@ -166,7 +166,7 @@ def test_files_without_header_give_the_same_batches(tmp_path):
 
 
 @pytest.mark.parametrize("place", [0, 1, 7, 8])
-@pytest.mark.parametrize("V, bad", [(1, 1), (257, 257), (257, 65535), (50257, 50257)])
+@pytest.mark.parametrize("V, bad", [(V, bad) for V in (1, 257, 50257) for bad in (V, V + 1, 65535)])
 def test_an_id_outside_the_vocabulary_is_named(tmp_path, V, bad, place):
     ids = np.zeros(25, int)
     ids[8 + place] = bad  # in the second batch: as an input, as both, or (place 8) only as a target
@@ -177,6 +177,18 @@ def test_an_id_outside_the_vocabulary_is_named(tmp_path, V, bad, place):
             loader.next_batch()
         with pytest.raises(DataError, match=f"{name}: token {8 + place} is id {bad}, expected 0 to {V - 1}"):
             loader.next_batch()
+
+
+def test_random_corrupt_batches_are_refused():
+    """One id of a batch is out of range, anywhere, by anything: no batch comes out, and it is the one that is named."""
+    rng = np.random.default_rng(0)
+    for _ in range(5000):
+        V, n = int(rng.integers(1, 65536)), int(rng.integers(2, 40))
+        ids = rng.integers(0, V, n)
+        at = int(rng.integers(n))
+        ids[at] = rng.choice([V, rng.integers(V, 65536), rng.integers(V, 2**31), -1, -rng.integers(1, 2**31)])
+        with pytest.raises(DataError, match=f"x: token {at} is id {ids[at]}, expected 0 to {V - 1}"):
+            TokenLoader([ArrayShard(ids, "x")], 1, n - 1, V).next_batch()
 
 
 def test_a_negative_id_is_named():

@@ -5,8 +5,4 @@ from ..memory.layout import Row
 
 KNOBS = tuple(Row(name, "1") for name in ("lr", "beta1", "beta2", "eps", "weight_decay", "no_decay", "correction1", "correction2",
                                           "grad_scale", "norm"))  # fmt: skip
-
-
-def scratch_rows(floats: int) -> tuple[Row, ...]:
-    """The rows of the scratch section for `floats` of work space."""
-    return (*KNOBS, Row("scratch", str(floats)))
+SCRATCH = (*KNOBS, Row("scratch", "S"))  # S floats of work space

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import CheckpointError, UsageError, reason
-from ..formats.llmc import write_atomically
+from ..formats.files import RegularFile, write_atomically
 from ..memory.arena import human
 
 RUNS = Path("runs")
 STEP = re.compile(r"step_(\d{8,})")
 MODEL = "model.bin"
+LONGEST = 1 << 20  # bytes of an env.json that are read
 
 
 class Run:
@@ -78,8 +79,9 @@ class Run:
     def started(self) -> str:
         """When the run started, as env.json says: ISO 8601 in UTC, so it sorts; "" when that cannot be read."""
         try:
-            started = json.loads((self.path / "env.json").read_text())["started"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            with RegularFile(self.path / "env.json", CheckpointError) as file:
+                started = json.loads(file.read(0, min(file.size, LONGEST)).decode())["started"]
+        except (CheckpointError, ValueError, KeyError, TypeError, RecursionError):
             return ""
         return started if isinstance(started, str) else ""
 

@@ -1,0 +1,239 @@
+"""What the fuzzer attacks: every reader of files, its seeds, valid and hostile, and what a file must be, said anew.
+
+A reader's `read` is a generator: it yields when the file has been accepted, when it has been read whole, and then works
+with it (`deep`: also with what takes long)."""
+
+import json
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import oracles
+import samples
+from gpt2flat.data.corpus import read_text
+from gpt2flat.data.tokenizer import GPT2_FILE, Tokenizer, escape_controls
+from gpt2flat.data.tokens import FileShard, TokenLoader
+from gpt2flat.formats.choices import ChoiceFile
+from gpt2flat.formats.debug_state import DebugState
+from gpt2flat.model import Model, open_checkpoint
+from gpt2flat.training.run import Run
+
+GPT2 = GPT2_FILE.read_bytes()
+EOT = b"<|endoftext|>"
+CONTROLS = {chr(c) for c in [*range(32), *range(127, 160)]} - {"\n", "\t"}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """seeds: valid files; hostile: headers that are not; large: others that take milliseconds to read.
+
+    fields: header words to attack; units: (bytes, values) of numbers behind the header; spots: offsets of such numbers
+    that matter; size: the length that a header asks for. Of all cases it gets `share`. functions: those of the package
+    whose every refusal it must meet, and `details`: {function: (a local name, how many values of it refuse)}."""
+
+    read: Callable[[Path, bool], Iterator[None]]
+    fits: Callable[[bytes], bool]
+    seeds: tuple[bytes, ...]
+    functions: tuple[str, ...]
+    share: int
+    fields: tuple[int, ...] = ()
+    units: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    spots: tuple[int, ...] = ()
+    start: int = 1024
+    hostile: tuple[bytes, ...] = ()
+    large: tuple[bytes, ...] = ()
+    size: Callable[[bytes], int | None] = lambda data: None
+    file: str = "file.bin"
+    details: tuple[tuple[str, str, int], ...] = ()
+
+    def knows(self, data: bytes) -> bool:
+        """Whether the file starts as one of this kind, so that more than its magic is looked at."""
+        return not self.start or data[:4] in {seed[:4] for seed in self.seeds} or self.fits(data)
+
+
+# --- checkpoints
+
+
+def checkpoint(path, deep):
+    with open_checkpoint(path) as file:
+        yield
+        file.read_into(0, np.empty(samples.parameters(file.stored), np.float32))
+    yield
+    if deep and file.dims["L"] < 10:  # a token, or NonFiniteError
+        model = Model.load(path, threads=1)
+        assert 0 <= model.generate(np.array([0]), 1)[1] < model.config.vocab_size
+
+
+def checkpoint_seeds() -> Iterator[bytes]:
+    rng = np.random.default_rng(0)
+    for changes in ({}, {"L": 2, "maxT": 1}, {"V": 8, "C": 6, "NH": 3}):
+        floats = rng.standard_normal(samples.parameters(samples.DIMS | changes)).astype(np.float32)
+        yield from (samples.versioned(version, floats, **changes) for version in samples.VERSIONS)
+
+
+def checkpoint_header(dims) -> bytes:
+    words = {samples.WORDS[name]: value for name, value in dims.items()}
+    return samples.header({0: 20240326, 1: 3} | words)
+
+
+# --- token files and tokenizers
+
+
+def tokens(path, deep):
+    shard = FileShard(path)
+    yield
+    ids, targets = TokenLoader([shard], 1, 4, oracles.GPT2_VOCAB).next_batch()
+    assert 0 <= min(ids.min(), targets.min()) and max(ids.max(), targets.max()) < oracles.GPT2_VOCAB
+    assert ids[0, 1:].tolist() == targets[0, :-1].tolist()
+
+
+def tokenizer(path, deep):
+    found = Tokenizer.load(path)
+    yield
+    shown = escape_controls(found.decode(range(min(256, found.vocab_size))))
+    assert not CONTROLS & set(shown)
+    yield
+    if deep or found.kind != "gpt2":  # GPT-2's encoder takes long to make
+        found.encode("a 0\n")
+
+
+def tokenizer_seeds() -> Iterator[bytes]:
+    for pieces, words in (
+        ([b"a", b"bc", b" the", EOT], {}),
+        ([b"\n", b" ", b"0", b"a", EOT], {}),
+        ([c.encode() for c in "\n 0aé€\U0001f600"] + [EOT], {4: 1}),
+        ([*oracles.BYTES, EOT], {4: 2}),
+        ([*oracles.BYTES, EOT], {}),
+    ):
+        yield samples.tokenizer_bytes(pieces, words)
+
+
+def repeated(data: bytes) -> bytes:
+    """GPT-2's tokenizer with its first token, "!", twice, and no double quote."""
+    return data[:1027] + data[1025:1026] + data[1028:]
+
+
+def older(data: bytes) -> bytes:
+    """A tokenizer of GPT-2 as version 1, which leaves end-of-text out of the header."""
+    return data[:4] + struct.pack("<4i", 1, oracles.GPT2_VOCAB, 0, 0) + data[20:]
+
+
+# --- debug states
+
+
+def debug_state(path, deep):
+    with DebugState(path, samples.DIMS, samples.parameters) as state:
+        yield
+        state.read_into("logits", 0, np.empty(state.tokens.size * samples.DIMS["V"], np.float32))
+        state.read_into("grads", 0, np.empty(samples.parameters(state.stored), np.float32))
+
+
+# --- multiple-choice evaluation files
+
+
+def choices(path, deep):
+    with ChoiceFile(path, samples.ROW) as file:
+        first = [example.label for example in file]
+        yield
+        assert first == [example.label for example in file] and len(first) == file.count
+
+
+# --- texts, and what a run says of itself
+
+
+def text(path, deep):
+    found = read_text(path)
+    yield
+    ids = Tokenizer.byte().encode(found.text)
+    assert ids.min() >= 0 and ids.max() < 256
+
+
+def environment(path, deep):
+    if Run(path.parent).started:
+        yield
+
+
+_HEADER = ("llmc.read_header",)
+READERS = {
+    "checkpoint": Reader(
+        checkpoint, oracles.is_checkpoint, tuple(checkpoint_seeds()),
+        (*_HEADER, "llmc.check_size", "checkpoint._read_header", "checkpoint._check_dims"),
+        share=32, fields=(1, *samples.WORDS.values()), size=oracles.checkpoint_size, spots=(1024, 1028),
+        units=((4, (0x7FC00000, 0x7F800000, 0xFF7FFFFF, 0x7F7FFFFF, 1, 0, 0x3F800000)), (2, (0x7F80, 0x7FC0, 0x7F7F))),
+        hostile=(checkpoint_header(samples.wraps_64_bits(1)), checkpoint_header(samples.wraps_64_bits(6)),
+                 checkpoint_header(samples.WRAPS_32_BITS) + bytes(4096), samples.versioned(2), samples.versioned(4)),
+        details=(("checkpoint._check_dims", "name", 6),),
+    ),
+    "tokens": Reader(
+        tokens, oracles.is_tokens,
+        (samples.token_bytes(), samples.token_bytes(range(50000, 50257)), samples.token_bytes([7] * 40),
+         samples.old_tokens([50256, *range(300)]), samples.old_tokens(range(6)), samples.old_tokens([0] * 255 + [9])),
+        (*_HEADER, "llmc.check_size", "llmc.open_tokens", "tokens.check_ids"),
+        share=18, fields=(1, 2), size=oracles.token_size, spots=(1024, 1026, 1030),
+        units=((2, (0, 1, 50256, 50257, 65535)), (4, (0, 50256, 50257, 0xFFFFFFFF, 0x7FFFFFFF))),
+        hostile=(bytes(4096),), details=(("llmc.open_tokens", "problem", 3),),
+    ),
+    "tokenizer": Reader(
+        tokenizer, oracles.is_tokenizer, tuple(tokenizer_seeds()),
+        (*_HEADER, "llmc.read_tokenizer", "llmc._parse_tokens", "tokenizer.Tokenizer.load"),
+        share=16, fields=(1, 2, 3, 4), spots=tuple(range(1024, 1040)),
+        units=((1, (0, 1, 2, 3, 32, 48, 97, 128, 195, 255)),),
+        large=(GPT2, older(GPT2), repeated(GPT2)),
+        details=(("llmc._parse_tokens", "problem", 2), ("tokenizer.Tokenizer.load", "problem", 4)),
+    ),
+    "debug state": Reader(
+        debug_state, oracles.is_debug_state,
+        (samples.debug_state_bytes(1), samples.debug_state_bytes(2),
+         samples.debug_state_bytes(2, B=1, T=4, tokens=(4, 3, 2, 1), targets=(-1, -1, 0, 4))),
+        (*_HEADER, "llmc.check_size", "debug_state.DebugState.__init__"),
+        share=16, fields=(1, 2, 3), size=oracles.debug_state_size, spots=(*range(1024, 1072, 4), 1192, 1192),
+        units=((4, (0xFFFFFFFF, 0xFFFFFFFE, 0, 4, 5, 0x7FC00000, 0x7F800000, 0x7FFFFFFF)),),
+        details=(("debug_state.DebugState.__init__", "name", 2),),
+    ),
+    "choices": Reader(
+        choices, oracles.is_choices,
+        (samples.choice_bytes(), samples.choice_bytes({}), samples.choice_bytes(*[{}] * 9, {"label": 3}),
+         samples.choice_bytes({"context": [5] * 12})),
+        (*_HEADER, "choices.ChoiceFile.__init__", "choices.ChoiceFile.__iter__", "choices.ChoiceFile._read",
+         "choices.ChoiceFile._words", "choices.ChoiceFile._require"),
+        share=16, fields=(1, 2, 3), spots=(*range(1024, 1066, 2), *[1030] * 5),
+        hostile=(samples.choice_bytes({"context": [5] * 13}),),
+        units=((2, (0, 1, 2, 3, 4, 5, 6, 7, 10, 12, 13, 16, 33, 34, 36, 38, 50, 65534, 65535)),),
+    ),
+    "text": Reader(
+        text, oracles.is_text, (b"some text\n", "\ufeffé€\U0001f600\n".encode(), "日本語".encode() * 20),
+        ("corpus.read_text",),
+        share=1, start=0, spots=(0,), units=((1, (0, 10, 0x80, 0xC0, 0xED, 0xFF)),), hostile=(b"", "\ufeff".encode()),
+    ),
+    "environment": Reader(
+        environment, oracles.is_environment,
+        (json.dumps({"started": "2024-04-28T12:00:00+00:00", "threads": 2, "more": {"a": [1.5, None, True]}}).encode(),
+         b'{"started": "\\ud800"}'),
+        (), share=1, start=0, spots=(0, 1, 12), units=((1, tuple(b'"{}[]:,\\0-eN\xff')),), file="env.json",
+        hostile=(b"[" * 10000, b'{"started": ' + b"9" * 5000 + b"}", b"null", b'{"started": []}'),
+    ),
+}  # fmt: skip
+# Refusals that no content of a file can cause: function -> the tests that cause them
+ELSEWHERE = {
+    "files.RegularFile.__init__": "test_formats, test_files",
+    "files.RegularFile.read_into": "test_files; a file cut short once it is open: fuzz.Attack, test_tokens",
+    "files.write_stream_atomically": "test_files",
+    "checkpoint._rounded": "test_checkpoint_versions",
+    "debug_state.write_debug_state": "test_debug_states",
+    "llmc.write_tokens": "test_token_files",
+    "llmc.write_tokenizer": "test_token_files",
+    "llmc": "test_formats",
+    "tokens.FileShard._open": "test_tokens",
+    "tokens.TokenLoader.__init__": "test_tokens",
+    "tokens.find_shards": "test_tokens",
+    "corpus.builtin": "test_corpus",
+    "corpus.split": "test_corpus",
+    "mt19937.normal_": "test_random",
+    "tokenizer.Tokenizer.token_bytes": "test_tokenizer",
+    "tokenizer._byte_encoder.encode": "test_tokenizer",
+    "tokenizer._char_encoder.encode": "test_tokenizer",
+    "tokenizer._table_encoder": "test_tokenizer",
+}
