@@ -1,4 +1,9 @@
-"""The error family. Every failure a user can cause is one of these; a command prints it as one line and exits with `code`."""
+"""The error family. Every failure a user can cause is one of these; a command prints it as one line and exits with
+`code`. Besides: the check of a number, which all floors need."""
+
+import numbers
+
+FLOAT32_END = 3e38
 
 
 class Gpt2FlatError(Exception):
@@ -57,6 +62,16 @@ class ForkError(Gpt2FlatError, RuntimeError):
     """A kernel was called in a process forked after the threads had started; use spawn or forkserver."""
 
     code = 10
+
+
+def require_number(what: str, value, low: float, end: float = FLOAT32_END, whole: bool = False) -> None:
+    """Raises UsageError unless `value` is a number (True is none), low <= value < end; NaN is in no range."""
+    kind = numbers.Integral if whole else numbers.Real
+    is_number = isinstance(value, kind) and not isinstance(value, bool)
+    if not (is_number and low <= value < end):
+        found = value if is_number and (isinstance(value, float) or abs(value) < 1 << 99) else type(value).__name__
+        which = "a whole number, " if whole else ""
+        raise UsageError(f"{what} = {found}, expected {which}{low:g} or more and below {end:g}")
 
 
 def reason(problem: Exception) -> str:

@@ -11,7 +11,8 @@ import numpy as np
 from .arch import gpt2
 from .arch.adamw import SCRATCH
 from .data.mt19937 import Stream, normal_
-from .errors import DataError, KernelArgError, NonFiniteError, UsageError
+from .data.tokens import as_ids
+from .errors import FLOAT32_END, DataError, KernelArgError, NonFiniteError, UsageError, require_number
 from .formats import checkpoint
 from .kernels import backend, default_threads
 from .kernels.ops import OPS
@@ -20,7 +21,7 @@ from .memory.arena import HEADER_FLOATS, STATE, WORK, Arena
 from .memory.layout import ALIGN, Layout
 from .program import Call, Program
 
-FLOAT32_END = 3e38
+MAX_ROWS = 1 << 20  # of a batch
 
 
 def find_shape(name) -> tuple[gpt2.GPT2Config, Path | None]:
@@ -67,6 +68,10 @@ class Model:
         attention: "flash", or "standard", which keeps its matrices. threads: default the physical cores. kernels: what
         gpt2flat.kernels.backend returned, default its choice. trace: check every call's results; the first NaN or inf raises
         NonFiniteError that names kernel, layer and tensor. Raises CapacityError, UsageError, UnsupportedCPUError."""
+        if not isinstance(config, gpt2.GPT2Config):
+            raise UsageError(
+                f"a model is made of a GPT2Config, not of {type(config).__name__}: Model.init takes names too"
+            )
         self.config, self.attention, self.trace = config, attention, trace
         self._block = gpt2.block(attention)
         self.threads = default_threads(threads).count
@@ -90,9 +95,11 @@ class Model:
         Read straight into the head of the arena. Raises FormatError for a file that is not one, NonFiniteError for NaN or inf in it."""
         with open_checkpoint(path) as file:
             config = gpt2.GPT2Config.of_dims(file.dims)
-            if block_size is not None and block_size > config.block_size:
+            block_size = config.block_size if block_size is None else block_size
+            require_number("block size", block_size, 1, gpt2.CAPS["block_size"] + 1, whole=True)
+            if block_size > config.block_size:
                 raise UsageError(f"block size {block_size} is larger than the {config.block_size} of {path}")
-            model = cls(replace(config, block_size=block_size or config.block_size), **options)
+            model = cls(replace(config, block_size=int(block_size)), **options)
             stored = stored_layout(file.stored)
             if stored.floats == model.params.layout.floats:
                 file.read_into(0, model.params.floats)  # the image as it is: one read
@@ -143,7 +150,7 @@ class Model:
 
         Beside the target, synced, then renamed. Raises CheckpointError, NonFiniteError for NaN or inf in a parameter, UsageError
         for another dtype; the old file stays."""
-        if dtype not in checkpoint.WRITTEN:
+        if not isinstance(dtype, str) or dtype not in checkpoint.WRITTEN:
             raise UsageError(f"dtype {dtype!r}: a checkpoint is written as one of {', '.join(checkpoint.WRITTEN)}")
         self._require_finite(path, "nothing was saved")
         checkpoint.write(path, self.config.dims(), self.params.floats, dtype)
@@ -152,17 +159,21 @@ class Model:
 
     def program(self, B: int, T: int) -> Program:
         """The unbound program for a batch of B rows of T tokens."""
-        if not (1 <= T <= self.config.block_size and B >= 1):
-            raise KernelArgError(
-                f"batch ({B}, {T}): expected at least one row and 1 to {self.config.block_size} tokens (block size)"
-            )
+        self._check_batch(B, T)
         dims = {**self.config.dims(), **gpt2.batch_dims(B, T), "NT": self.threads}
         return Program(gpt2.HEAD, self._block, gpt2.TAIL, gpt2.PARAMS, gpt2.ACTS, dims, self.kernels)
+
+    def _check_batch(self, B: int, T: int) -> None:
+        longest, whole = self.config.block_size, type(B) is type(T) is int
+        if not (whole and 1 <= B <= MAX_ROWS and 1 <= T <= longest):
+            found = f"({B}, {T})" if whole and max(abs(B), abs(T)) < 1 << 63 else "of another kind"
+            raise KernelArgError(f"batch {found}: expected 1 to {MAX_ROWS} rows of 1 to {longest} tokens (block size)")
 
     def plan(self, B: int, T: int, training: bool = False) -> Program:
         """Plans scratch, dacts and acts for (B, T); activation views of an older plan are void.
 
         training: also make sure that gradients and AdamW state will find room. Raises CapacityError."""
+        self._check_batch(B, T)
         if self.batch != (B, T):
             self._plan(B, T)
         if training:
@@ -236,9 +247,9 @@ class Model:
 
     def _put(self, tokens, targets=None, training: bool = False) -> Program:
         """Checks a batch, plans for its shape and copies it in. Raises KernelArgError, DataError."""
-        tokens = self._ids("tokens", tokens, 0)
+        tokens = as_ids("tokens", tokens, self.config.vocab_size)
         if targets is not None:
-            targets = self._ids("targets", targets, -1)
+            targets = as_ids("targets", targets, self.config.vocab_size, least=-1)
             if targets.shape != tokens.shape:
                 raise KernelArgError(f"targets are {targets.shape}, expected the shape of tokens {tokens.shape}")
         program = self.plan(*tokens.shape, training=training)
@@ -250,17 +261,6 @@ class Model:
             if not self._counted:
                 raise DataError("every target is -1: there is nothing to learn from")
         return program
-
-    def _ids(self, what: str, ids, least: int) -> np.ndarray:
-        ids = np.asarray(ids)
-        if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or not ids.size:
-            raise KernelArgError(f"{what}: expected integers of shape (B, T), found {ids.dtype} of shape {ids.shape}")
-        low, high = int(ids.min()), int(ids.max())
-        if low < least or high >= self.config.vocab_size:
-            raise DataError(
-                f"{what} hold ids from {low} to {high}, expected {least} to {self.config.vocab_size - 1} (vocabulary)"
-            )
-        return ids
 
     def _mean_loss(self) -> float:
         return math.fsum(self.acts["losses"].tolist()) / self._counted
@@ -278,6 +278,7 @@ class Model:
 
     def backward(self, scale: float = 1.0, accumulate: bool = False) -> None:
         """All gradients of `scale` times the mean loss of the last forward; `accumulate` adds to the gradients that are there."""
+        require_number("backward: scale", scale, -FLOAT32_END)
         if self._last != "forward":
             raise UsageError("backward needs a forward with targets right before it")
         self.plan(*self.batch, training=True)
@@ -287,6 +288,9 @@ class Model:
 
     def forward_backward(self, tokens, targets, scale: float = 1.0, accumulate: bool = False) -> float:
         """forward and backward in one; the same bits, and each chunk of logits is made once. Returns the mean loss (unscaled)."""
+        require_number("forward_backward: scale", scale, -FLOAT32_END)
+        if targets is None:
+            raise KernelArgError("targets: expected integers of shape (B, T), found None")
         program = self._put(tokens, targets, training=True)
         self._seed(scale)
         self._run(program.body)
@@ -333,11 +337,13 @@ class Model:
     @staticmethod
     def _check_hyper(lr, beta1, beta2, eps, weight_decay, grad_clip) -> None:
         """Raises UsageError for what would turn parameters into NaN; as float32 sees the numbers, and NaN is in no range."""
-        ranges = {"lr": (lr, 0, FLOAT32_END), "beta1": (beta1, 0, 1), "beta2": (beta2, 0, 1), "eps": (eps, 1e-38, FLOAT32_END),
-                  "weight_decay": (weight_decay, 0, FLOAT32_END), "grad_clip": (grad_clip or 0, 0, FLOAT32_END)}  # fmt: skip
+        end, clip = FLOAT32_END, 0 if grad_clip is None else grad_clip
+        ranges = {"lr": (lr, 0, end), "beta1": (beta1, 0, 1), "beta2": (beta2, 0, 1), "eps": (eps, 1e-38, end),
+                  "weight_decay": (weight_decay, 0, end), "grad_clip": (clip, 0, end)}  # fmt: skip
         for name, (value, low, end) in ranges.items():
-            if not (low <= value and value < FLOAT32_END and np.float32(value) < end):
-                raise UsageError(f"update: {name} = {value}, expected {low:g} or more and below {end:g}")
+            require_number(f"update: {name}", value, low, end)
+            if not np.float32(value) < end:
+                raise UsageError(f"update: {name} = {value} is {end:g} in float32, expected less")
 
     def _first_nonfinite(self) -> str:
         for name, view in self.grads.items():
@@ -360,6 +366,8 @@ class Model:
         B, T = self.batch
         rows = self.acts["lnf"].reshape(B, T, -1)
         at = T - 1 if last else at
+        if at is not None:
+            require_number("logits: at", at, 0, T, whole=True)
         rows = rows.reshape(B * T, -1) if at is None else np.ascontiguousarray(rows[:, at])
         out = np.empty((len(rows), self.config.vocab_size), np.float32)
         chunk = self.acts["logits"]

@@ -3,15 +3,13 @@
 Run as a program it prints {fault: the first failure, or ""} as JSON: an audit hook and limits on memory want a process
 of their own."""
 
-import inspect
 import json
-import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import fuzz
 from gpt2flat.data import corpus, tokenizer, tokens
 from gpt2flat.formats import checkpoint, choices, debug_state, files, llmc
+from seeding import fault
 
 CASES = 4000
 SIZE = "if file.size != HEADER_BYTES + payload:"
@@ -53,25 +51,6 @@ FAULTS = {
         "debug state", llmc.read_header, WORDS, WORDS + "; KINDS.setdefault('', []).append(bytearray(1 << 20))",
         "memory grew"),
 }  # fmt: skip
-
-
-@contextmanager
-def fault(function, old: str, new: str):
-    """The function with a piece of its source changed, wherever it is referred to."""
-    module = sys.modules[function.__module__]
-    source, text = inspect.getsource(function), inspect.getsource(module)
-    assert source.count(old) == 1, f"{function.__qualname__} has {old!r} {source.count(old)} times"
-    space = dict(vars(module))
-    exec(compile(text.replace(source, source.replace(old, new)), module.__file__, "exec"), space)
-    parts, before = function.__qualname__.split("."), function.__code__
-    found = space[parts[0]]
-    for part in parts[1:]:
-        found = vars(found)[part]
-    function.__code__ = found.__code__
-    try:
-        yield
-    finally:
-        function.__code__ = before
 
 
 def first_failure(reader: str, function, old: str, new: str) -> str:

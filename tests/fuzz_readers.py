@@ -220,6 +220,7 @@ READERS = {
 ELSEWHERE = {
     "files.RegularFile.__init__": "test_formats, test_files",
     "files.RegularFile.read_into": "test_files; a file cut short once it is open: fuzz.Attack, test_tokens",
+    "files._path": "misuse_model",
     "files.write_stream_atomically": "test_files",
     "checkpoint._rounded": "test_checkpoint_versions",
     "debug_state.write_debug_state": "test_debug_states",
@@ -228,6 +229,7 @@ ELSEWHERE = {
     "llmc": "test_formats",
     "tokens.FileShard._open": "test_tokens",
     "tokens.TokenLoader.__init__": "test_tokens",
+    "tokens.as_ids": "misuse_model",
     "tokens.find_shards": "test_tokens",
     "corpus.builtin": "test_corpus",
     "corpus.split": "test_corpus",

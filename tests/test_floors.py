@@ -105,7 +105,8 @@ def test_nothing_runs_data_or_needs_a_framework():
 
 def test_the_walk_sees_the_package():
     edges = graph(PACKAGE)
-    assert {"kernels.ops", "kernels.native", "memory.axes", "errors"} <= edges["kernels"] | edges["kernels.native"]
+    assert {"kernels.ops", "kernels.native", "kernels.checked", "errors"} <= edges["kernels"] | edges["kernels.native"]
+    assert "memory.axes" in edges["kernels.checked"]
     assert {name.split(".")[0] for name in edges} >= {"errors", "kernels", "memory"}
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,10 +32,8 @@ def model() -> Model:
 class FakeModel:
     """Logits that depend on the last token only: the next id is likeliest, then the one after it."""
 
-    config = type("Config", (), {"block_size": 8})
-
     def __init__(self, V: int = 10):
-        self.V, self.seen = V, []
+        self.V, self.seen, self.config = V, [], SimpleNamespace(block_size=8, vocab_size=V)
 
     def logits(self, tokens, at):
         self.seen.append(tokens.copy())

@@ -293,7 +293,7 @@ def test_batches_are_checked():
         (KernelArgError, "targets are", x, y[:, :5]),
         (
             KernelArgError,
-            "expected at least one row and 1 to 40 tokens",
+            "expected 1 to 1048576 rows of 1 to 40 tokens",
             np.zeros((1, 41), int),
             np.zeros((1, 41), int),
         ),

@@ -10,6 +10,7 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -250,7 +251,7 @@ def test_numbers_that_are_not_finite_stop_a_run_and_are_not_saved(here, capsys):
 class FakeModel:
     """Counts calls; its loss is the first token."""
 
-    config = type("Config", (), {"block_size": 8})
+    config = SimpleNamespace(block_size=8, vocab_size=5)
 
     def __init__(self):
         self.calls = []

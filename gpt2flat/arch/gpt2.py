@@ -154,7 +154,7 @@ TAIL = (
 
 def block(attention: str) -> tuple[Step, ...]:
     """BLOCK with the chosen attention. Raises UsageError for an unknown name."""
-    if attention not in ATTENTION:
+    if not isinstance(attention, str) or attention not in ATTENTION:
         raise UsageError(f"attention {attention!r}: choose from {', '.join(ATTENTION)}")
     return tuple(ATTENTION[attention] if step is ATTENTION["flash"] else step for step in BLOCK)
 

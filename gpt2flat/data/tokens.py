@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..errors import DataError, FormatError, UsageError
+from ..errors import DataError, FormatError, KernelArgError, UsageError
 from ..formats import llmc
 from .mt19937 import Stream
 
@@ -163,6 +163,23 @@ class TokenLoader:
         self._shard, self._index, self._sample = shard, index, 0
         n = self._samples(shard)
         self._sample_order = self._stream.permutation(n) if self._stream else range(n)
+
+
+def as_ids(what: str, ids, vocab_size: int, least: int = 0, axes: tuple[int, ...] = (2,)) -> np.ndarray:
+    """A batch of ids, `what` it is called, as an array of integers with that many axes.
+
+    Raises KernelArgError for anything else, DataError for ids outside [least, vocab_size)."""
+    try:
+        found = np.asarray(ids)
+    except (TypeError, ValueError):  # rows of different lengths
+        found = np.empty(0, object)
+    if found.ndim not in axes or found.dtype.kind not in "iu" or not found.size:
+        shape = "(B, T)" if axes == (2,) else "(n,) or (B, n)"
+        raise KernelArgError(f"{what}: expected integers of shape {shape}, found {found.dtype} of shape {found.shape}")
+    low, high = int(found.min()), int(found.max())
+    if low < least or high >= vocab_size:
+        raise DataError(f"{what} hold ids from {low} to {high}, expected {least} to {vocab_size - 1} (vocabulary)")
+    return found
 
 
 def check_ids(ids: np.ndarray, vocab_size: int, name: str, offset: int = 0) -> None:

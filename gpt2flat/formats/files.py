@@ -18,7 +18,8 @@ class RegularFile:
     error: the class raised when the file cannot be opened; short: when it ends too early (default: the same)."""
 
     def __init__(self, path, error: type[Gpt2FlatError], short: type[Gpt2FlatError] | None = None):
-        self.path, self._short, self._fd = Path(path), short or error, -1
+        self._short, self._fd = short or error, -1
+        self.path = _path(path, error)
         try:
             # without O_NONBLOCK the open of a pipe would wait for a writer
             self._fd = os.open(self.path, os.O_RDONLY | _option("NONBLOCK", "CLOEXEC", "BINARY"))
@@ -80,7 +81,7 @@ def write_stream_atomically(path, buffers: Iterable) -> None:
     the data was loaded from. A target keeps its mode and, where allowed, its owner; a symbolic link is replaced.
     Raises CheckpointError with the system's reason; nothing is left behind, and the target is as it was (or, if only
     the last step failed, the sync of its folder, wholly new)."""
-    path = Path(path)
+    path = _path(path, CheckpointError)
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp") if path.name else path
     fd = -1
     try:
@@ -97,6 +98,13 @@ def write_stream_atomically(path, buffers: Iterable) -> None:
         if fd >= 0:
             os.close(fd)
             temporary.unlink(missing_ok=True)  # gone already when the rename went through
+
+
+def _path(path, error: type[Gpt2FlatError]) -> Path:
+    try:
+        return Path(path)
+    except TypeError:
+        raise error(f"{type(path).__name__} is no path: expected text or a pathlib.Path") from None
 
 
 def _option(*names: str) -> int:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..errors import KernelArgError, NonFiniteError, UsageError
+from ..data.tokens import as_ids
+from ..errors import NonFiniteError, UsageError, require_number
 
 PLAN = 64  # contexts are padded to a multiple of this, so that the activations are planned once per 64 tokens
 
@@ -19,25 +20,21 @@ def generate(model, tokens, max_new_tokens: int = 64, temperature: float = 1.0, 
     temperature: logits are divided by it; 0 takes the likeliest id. top_k: only the k likeliest ids. Row r draws from
     NumPy's PCG64(seed + r). stop: ends once every row has produced this id; a row that has repeats it.
     Raises KernelArgError and DataError for tokens that do not fit, UsageError for settings that do not."""
-    rows, batched = np.asarray(tokens), np.ndim(tokens) == 2
-    new = list(stream(model, rows, max_new_tokens, temperature, top_k, top_p, seed, stop))
-    whole = np.concatenate([np.atleast_2d(rows), *[ids[:, None] for ids in new]], axis=1).astype(np.int32)
-    return whole if batched else whole[0]
+    new = list(stream(model, tokens, max_new_tokens, temperature, top_k, top_p, seed, stop))
+    whole = np.concatenate([np.atleast_2d(tokens), *[ids[:, None] for ids in new]], axis=1).astype(np.int32)
+    return whole if np.ndim(tokens) == 2 else whole[0]
 
 
 def stream(model, tokens, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
            top_p: float | None = None, seed: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:  # fmt: skip
     """The new ids of `generate`, one (B,) array per step, as they are made. Arguments are checked before the first."""
-    rows = np.asarray(tokens)
-    if rows.ndim not in (1, 2) or not np.issubdtype(rows.dtype, np.integer) or not rows.size:
-        raise KernelArgError(
-            f"tokens: expected integers of shape (n,) or (B, n), found {rows.dtype} of shape {rows.shape}"
-        )
-    if max_new_tokens < 0 or not 0 <= temperature < math.inf or (top_k is not None and top_k < 1) or seed < 0:
-        raise UsageError(
-            f"max_new_tokens {max_new_tokens}, temperature {temperature}, top_k {top_k}, seed {seed}: "
-            "expected at least 0, 0, 1 and 0"
-        )
+    rows = as_ids("tokens", tokens, model.config.vocab_size, axes=(1, 2))
+    require_number("temperature", temperature, 0)
+    for name, value, low, end in (
+        ("max_new_tokens", max_new_tokens, 0, 1 << 63), ("top_k", 1 if top_k is None else top_k, 1, 1 << 63),
+        ("seed", seed, 0, 1 << 63), ("stop", 0 if stop is None else stop, 0, model.config.vocab_size),
+    ):  # fmt: skip
+        require_number(name, value, low, end, whole=True)
     if top_p is not None:
         raise UsageError("top_p comes with a later version: leave it out, top_k and temperature are there")
     return _steps(model, np.atleast_2d(rows), max_new_tokens, temperature, top_k, seed, stop)

@@ -10,18 +10,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from ..errors import KernelArgError, UnsupportedCPUError, UsageError
-from ..memory import axes as ax
+from ..errors import UnsupportedCPUError, UsageError
 from ..memory.limits import affinity, cpu_quota
-from . import record
+from . import checked, record
+from .checked import MAX_THREADS
 from .native import ISAS, Native
-from .ops import KERNELS, OP_OF
+from .ops import OP_OF
 
 BACKENDS = ("auto", "c", "numba")
-MAX_THREADS = 1024
-DTYPES = {"f32": np.dtype("<f4"), "i32": np.dtype("<i4")}
 
 # A thread that waits spins this often before it sleeps. The gain over libgomp's own 300,000 is mixed. An update of the preset
 # tiny, 2 threads on 2 cores, rounds in turn, 1000 spins against 300,000: alone 13.7 and 13.7 ms; beside one busy process 37-40
@@ -188,88 +184,11 @@ def cpu_name() -> str:
 def run(name: str, *, threads: int | None = None, kernels=None, **arguments) -> None:
     """Runs one kernel by name on NumPy arrays: run("linear_forward", out=y, inp=x, weight=w, bias=b).
 
-    Tensors are C-contiguous little-endian float32 (int32 for indices) of the shapes in csrc/kernels.h; whatever the shapes do
-    not tell (HS, V, T ...) and acc_* flags (0 by default) are passed by name; scratch is made. Raises KernelArgError."""
-    if name not in KERNELS:
-        raise KernelArgError(f"no kernel {name!r}; there are {', '.join(KERNELS)}")
-    kernel, op, kernels = KERNELS[name], OP_OF[name], kernels or backend()
-    tensors, numbers = {}, {}
-    for arg in kernel.args:
-        view = arguments.pop(arg.name, None)
-        if view is None and not arg.optional and arg.role != "scratch":
-            raise KernelArgError(f"{name}: {arg.name} is missing")
-        tensors[arg.name] = _checked(name, arg, view)
-    for number in (*kernel.dims, *kernel.accs):
-        if number in arguments:
-            numbers[number] = int(arguments.pop(number))
-    if arguments:
-        raise KernelArgError(
-            f"{name} has no argument {', '.join(arguments)}; it takes {', '.join(a.name for a in kernel.args)}"
-        )
-    given = {a.name: a for a in kernel.args if tensors[a.name] is not None}
-    wanted = {n: a.axes for n, a in given.items() if a.role != "scratch"}
-    dims = ax.solve(name, wanted, {n: tensors[n].shape for n in wanted}, numbers)
-    for number, value in numbers.items():
-        if dims[number] != value:
-            raise KernelArgError(f"{name}: {number} = {value}, but the shapes say {number} = {dims[number]}")
-    dims.setdefault("NT", default_threads(threads).count)
-    missing = [d for d in kernel.dims if d not in dims]
-    if missing:
-        raise KernelArgError(f"{name}: the shapes do not tell {', '.join(missing)}; pass {missing[0]}=")
-    _check_values(name, op, tensors, dims)
-    needed = kernels.scratch(op, dims)
-    if "scratch" in tensors and tensors["scratch"] is None:
-        tensors["scratch"] = np.empty(needed, np.float32)
-    elif "scratch" in tensors and tensors["scratch"].size < needed:
-        raise KernelArgError(
-            f"{name}: scratch holds {tensors['scratch'].size} floats, expected {needed} (or leave it out)"
-        )
-    _distinct(name, kernel, tensors)
+    Tensors are C-contiguous little-endian float32 (int32 for indices) of the shapes in csrc/kernels.h; whatever the
+    shapes do not tell (HS, V, T ...) and acc_* flags (0 by default) are passed by name; scratch is made. Raises
+    KernelArgError (checked.py), and UsageError for threads that are no number from 1 to MAX_THREADS."""
+    kernel, kernels = checked.find(name), kernels or backend()
+    tensors, numbers = checked.arguments(kernel, arguments, default_threads(threads).count)
+    checked.add_scratch(kernel, tensors, kernels.scratch(OP_OF[name], numbers))
     kernels.ready()
-    kernels.bind(kernel, tensors, {acc: 0 for acc in kernel.accs} | dims)()
-
-
-def _checked(name: str, arg, view):
-    if view is None:
-        return None
-    if not isinstance(view, np.ndarray) or view.dtype != DTYPES[arg.dtype]:
-        kind = f"{view.dtype} array" if isinstance(view, np.ndarray) else type(view).__name__
-        raise KernelArgError(f"{name}: {arg.name} is {kind}, expected a NumPy array of {DTYPES[arg.dtype].name}")
-    if not view.flags.c_contiguous or not view.flags.aligned or view.size == 0:
-        raise KernelArgError(f"{name}: {arg.name} of shape {view.shape} must be C-contiguous, aligned and not empty")
-    if not arg.const and not view.flags.writeable:
-        raise KernelArgError(f"{name}: {arg.name} is written, but the array is read-only")
-    return view
-
-
-def _distinct(name: str, kernel, tensors) -> None:
-    for arg in kernel.args:
-        if arg.const or tensors[arg.name] is None:
-            continue
-        for other in kernel.args:
-            if (
-                other is not arg
-                and tensors[other.name] is not None
-                and np.may_share_memory(tensors[arg.name], tensors[other.name])
-            ):
-                raise KernelArgError(f"{name}: {arg.name} is written and overlaps {other.name}")
-
-
-def _check_values(name: str, op, tensors, dims) -> None:
-    """The index and dim conditions of the contracts in csrc/kernels.h."""
-    limits = {"tokens": (0, dims.get("Vp")), "targets": (-1, dims.get("V"))}
-    for index, (low, high) in limits.items():
-        ids = tensors.get(index)
-        if ids is not None and not (low <= ids.min() and ids.max() < high):
-            raise KernelArgError(f"{name}: {index} reach from {ids.min()} to {ids.max()}, expected {low} to {high - 1}")
-    for small, large in (("T", "maxT"), ("V", "Vp"), ("KVH", "NH")):
-        if small in dims and large in dims and not 0 < dims[small] <= dims[large]:
-            raise KernelArgError(f"{name}: {small} = {dims[small]}, expected 1 to {large} = {dims[large]}")
-    for part, whole in (("KVH", "NH"), ("T", "N")):
-        if part in dims and whole in dims and part in op.dims and dims[whole] % dims[part]:
-            raise KernelArgError(f"{name}: {part} = {dims[part]} does not divide {whole} = {dims[whole]}")
-    p_drop = tensors.get("p_drop")
-    if p_drop is not None and not 0.0 <= p_drop[0] < 1.0:
-        raise KernelArgError(f"{name}: p_drop = {p_drop[0]}, expected 0 to below 1")
-    if dims["NT"] < 1:
-        raise KernelArgError(f"{name}: NT = {dims['NT']} threads, expected 1 or more")
+    kernels.bind(kernel, tensors, numbers)()

@@ -1,0 +1,67 @@
+"""What kernels do to the process around them: the float environment stays, a forked child is told that they cannot run."""
+
+import ctypes
+import platform
+
+import numpy as np
+import pytest
+
+import harness
+from gpt2flat.kernels.ops import KERNELS, OP_OF
+
+# --- the float environment
+
+
+def control_word() -> int:
+    """MXCSR without its sticky flags: rounding mode, masks, flush-to-zero, denormals-are-zero."""
+    environment = ctypes.create_string_buffer(64)
+    ctypes.CDLL("libm.so.6").fegetenv(environment)
+    return int.from_bytes(environment.raw[28:32], "little") & 0xFFC0
+
+
+GLIBC_X86 = platform.machine() == "x86_64" and platform.libc_ver()[0] == "glibc"
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_leave_the_float_environment_alone(name):
+    before = control_word() if GLIBC_X86 else None
+    for native in harness.backends():
+        harness.execute(harness.Case(name, harness.modest(OP_OF[name])), native, 3)
+    assert (control_word() if GLIBC_X86 else None) == before
+    assert np.float32(1e-40) * np.float32(0.5) > 0 and np.float32(1) + np.float32(2**-24) == 1
+
+
+IMPORT = "import numpy as np, gpt2flat.kernels as k; k.available_isas(); assert np.float32(1e-40) * np.float32(0.5) > 0"
+
+
+def test_import_leaves_the_float_environment_alone():
+    assert harness.python("-c", IMPORT).returncode == 0
+
+
+# --- fork
+
+FORK = """
+import os, sys
+import numpy as np
+from gpt2flat import kernels
+from gpt2flat.errors import ForkError
+
+x = np.ones((40, 50), np.float32)
+kernels.run("gelu_forward", out=x.copy(), inp=x, threads=2)
+child = os.fork()
+if child == 0:
+    try:
+        kernels.run("gelu_forward", out=x.copy(), inp=x, threads=2)
+    except ForkError as error:
+        os._exit(7 if "spawn" in str(error) else 8)
+    os._exit(9)
+_, status = os.waitpid(child, 0)
+kernels.run("gelu_forward", out=x.copy(), inp=x, threads=2)  # the parent goes on
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.mark.parametrize("backend", ["c", "numba"])
+def test_a_forked_child_gets_an_error_and_does_not_hang(backend, monkeypatch):
+    monkeypatch.setenv("GPT2FLAT_BACKEND", backend)
+    assert harness.python("-W", "ignore", "-c", FORK).returncode == 7
