@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .arch import gpt2
 from .command import Parser, number, run
+from .data.tokenizer import escape_controls
 from .errors import CheckpointError, UsageError, reason
 from .inspection import files, machine
 from .inspection.listing import as_code, listing
@@ -60,7 +61,7 @@ def describe(model: Model, name: str, B: int, T: int) -> str:
 def show(lines: files.Lines) -> None:
     before = None
     for label, text in lines:
-        print(f"{'' if label == before else label:<11}{text}")
+        print(f"{'' if label == before else label:<11}{escape_controls(text)}")
         before = label
 
 

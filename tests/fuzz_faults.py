@@ -37,7 +37,7 @@ FAULTS = {
     "a character twice": ("tokenizer", tokenizer._check_char, "or character in seen", "", ACCEPTED),
     "a loss of NaN": ("debug state", open_debug_state, "if not math.isfinite(self.loss):", "if False:", ACCEPTED),
     "a target of V": ("debug state", open_debug_state, '< dims["V"]:', '<= dims["V"]:', ACCEPTED),
-    "a label too many": ("choices", read_choice, "0 <= label < COMPLETIONS", "0 <= label <= COMPLETIONS", ACCEPTED),
+    "a label too many": ("choices", read_choice, "0 <= label < COMPLETIONS", "0 <= label <= COMPLETIONS", "IndexError"),
     "a completion too long": ("choices", read_choice, "length + 1 > len(rest)", "length > len(rest)", ACCEPTED),
     "a foreign error": ("tokens", llmc.read_header, WORDS, WORDS + "; 1 // raw[8]", "ZeroDivisionError"),
     "two lines": ("tokens", llmc.read_header, "raw, words[0])}, expected", "raw, words[0])};\\nexpected", "one line"),

@@ -12,7 +12,7 @@ LARGE_SEEDS = 0.008  # share of the mutants that start from a large file
 INTERESTING = (-(2**31), -(2**31) + 1, -65536, -2, -1, *range(9), 12, 16, 255, 256, 257, 1023, 1024, 1025, 32768, 50256,
                50257, 65535, 65536, 65537, 2**20, 2**20 + 1, 2**24, 2**30, 2**30 + 1, 2**31 - 2, 2**31 - 1,
                *samples.KINDS)  # fmt: skip
-CROSSINGS = [seed for reader in READERS.values() for seed in reader.seeds if len(seed) < 4096]
+CROSSINGS = [seed for reader in READERS.values() for seed in reader.seeds if 0 < len(seed) < 4096]
 
 
 def mutant(reader: Reader, rng: random.Random) -> bytes:

@@ -18,6 +18,8 @@ from gpt2flat.data.tokenizer import GPT2_FILE, Tokenizer, escape_controls
 from gpt2flat.data.tokens import FileShard, TokenLoader
 from gpt2flat.formats.choices import ChoiceFile
 from gpt2flat.formats.debug_state import DebugState
+from gpt2flat.inspection.files import describe
+from gpt2flat.inspection.runs import describe_run
 from gpt2flat.model import Model, open_checkpoint
 from gpt2flat.training.run import Run
 
@@ -30,9 +32,10 @@ CONTROLS = {chr(c) for c in [*range(32), *range(127, 160)]} - {"\n", "\t"}
 class Reader:
     """seeds: valid files; hostile: headers that are not; large: others that take milliseconds to read.
 
-    fields: header words to attack; units: (bytes, values) of numbers behind the header; spots: offsets of such numbers
-    that matter; size: the length that a header asks for. Of all cases it gets `share`. functions: those of the package
-    whose every refusal it must meet, and `details`: {function: (a local name, how many values of it refuse)}."""
+    file: its name; beside: names and contents of others. fields: header words to attack; units: (bytes, values) of
+    numbers behind the header; spots: offsets of such numbers that matter; size: the length that a header asks for. Of
+    all cases it gets `share`. functions: those of the package whose every refusal it must meet, and `details`:
+    {function: (a local name, how many values of it refuse)}."""
 
     read: Callable[[Path, bool], Iterator[None]]
     fits: Callable[[bytes], bool]
@@ -47,6 +50,7 @@ class Reader:
     large: tuple[bytes, ...] = ()
     size: Callable[[bytes], int | None] = lambda data: None
     file: str = "file.bin"
+    beside: tuple[tuple[str, bytes], ...] = ()
     details: tuple[tuple[str, str, int], ...] = ()
 
     def knows(self, data: bytes) -> bool:
@@ -88,6 +92,7 @@ def tokens(path, deep):
     ids, targets = TokenLoader([shard], 1, 4, oracles.GPT2_VOCAB).next_batch()
     assert 0 <= min(ids.min(), targets.min()) and max(ids.max(), targets.max()) < oracles.GPT2_VOCAB
     assert ids[0, 1:].tolist() == targets[0, :-1].tolist()
+    describe(path)
 
 
 def tokenizer(path, deep):
@@ -98,6 +103,7 @@ def tokenizer(path, deep):
     yield
     if deep or found.kind != "gpt2":  # GPT-2's encoder takes long to make
         found.encode("a 0\n")
+        describe(path)
 
 
 def tokenizer_seeds() -> Iterator[bytes]:
@@ -129,6 +135,7 @@ def debug_state(path, deep):
         yield
         state.read_into("logits", 0, np.empty(state.tokens.size * samples.DIMS["V"], np.float32))
         state.read_into("grads", 0, np.empty(samples.parameters(state.stored), np.float32))
+    describe(path)
 
 
 # --- multiple-choice evaluation files
@@ -139,6 +146,7 @@ def choices(path, deep):
         first = [example.label for example in file]
         yield
         assert first == [example.label for example in file] and len(first) == file.count
+    describe(path)
 
 
 # --- texts, and what a run says of itself
@@ -154,9 +162,21 @@ def text(path, deep):
 def environment(path, deep):
     if Run(path.parent).started:
         yield
+    describe_run(path.parent)
+
+
+def run_directory(path, deep):
+    describe_run(path.parent)
+    yield
 
 
 _HEADER = ("llmc.read_header",)
+CONFIG = b'steps = 20\nlr = 1e-3\ntrain_data = "a.txt"\ntrace = false\nthreads = [1, {a = 2}]\n'
+METRICS = b"".join(
+    json.dumps({"step": i, "loss": 3.5 - i, "tokens_per_s": 1e3}).encode() + b'\n{"step": 1, "val_loss": 2.5}\n'
+    for i in range(3)
+)
+TEXT = ((1, tuple(b'"{}[]:,=\\0-.eN\n\xff')),)
 READERS = {
     "checkpoint": Reader(
         checkpoint, oracles.is_checkpoint, tuple(checkpoint_seeds()),
@@ -211,9 +231,23 @@ READERS = {
     "environment": Reader(
         environment, oracles.is_environment,
         (json.dumps({"started": "2024-04-28T12:00:00+00:00", "threads": 2, "more": {"a": [1.5, None, True]}}).encode(),
-         b'{"started": "\\ud800"}'),
-        (), share=1, start=0, spots=(0, 1, 12), units=((1, tuple(b'"{}[]:,\\0-eN\xff')),), file="env.json",
-        hostile=(b"[" * 10000, b'{"started": ' + b"9" * 5000 + b"}", b"null", b'{"started": []}'),
+         b'{"started": "\\ud800"}', b'{"started": "now", "cpu": [1], "threads": {}, "commit": 1e999}'),
+        (), share=1, start=0, spots=(0, 1, 12), units=TEXT, file="env.json", beside=(("config.toml", CONFIG),),
+        hostile=(b"[" * 10000, b'{"started": ' + b"9" * 5000 + b"}", b"null", b'{"started": []}',
+                 *(b'{"cpu": ' + b"[" * deep + b"]" * deep + b"}" for deep in range(930, 1000, 4))),
+    ),
+    "config": Reader(
+        run_directory, oracles.is_config, (CONFIG, b"", b"a = " + b"[" * 100 + b"]" * 100), (),
+        share=1, start=0, spots=(0, 1, 8), units=TEXT, file="config.toml", beside=(("metrics.jsonl", METRICS),),
+        hostile=(b"a", b"a = " + b"[" * 10000, b"a = " + b"9" * 5000, b"\0", b"a = " + b"[" * 2000 + b"]" * 2000),
+    ),
+    "metrics": Reader(
+        run_directory, lambda data: True,
+        (METRICS, b"", b"[" * 10000, b'{"step": ' + b"9" * 5000 + b"}", b'{"step": true, "loss": 1.0}',
+         b'{"step": 1, "loss": 1.5, "tokens_per_s": null}\n{"step": 1, "loss": 1.5, "tokens_per_s": "fast"}',
+         b'{"step": 1, "val_loss": NaN}\n{"step": 2, "val_loss": 1e999}',
+         b'{"step": 3, "loss": 1.5, "tokens_per_s": 1' + b"0" * 400 + b"}"),
+        (), share=1, start=0, spots=(0, 1, 8), units=TEXT, file="metrics.jsonl", beside=(("config.toml", CONFIG),),
     ),
 }  # fmt: skip
 # Refusals that no content of a file can cause: function -> the tests that cause them

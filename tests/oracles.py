@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+import tomllib
 
 import numpy as np
 
@@ -134,6 +135,14 @@ def is_text(data: bytes) -> bool:
         return data.decode() not in ("", "\ufeff")
     except UnicodeDecodeError:
         return False
+
+
+def is_config(data: bytes) -> bool:
+    try:
+        tomllib.loads(data.decode())
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def is_environment(data: bytes) -> bool:

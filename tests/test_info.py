@@ -166,3 +166,23 @@ def test_numbers_of_a_record_that_are_none_do_no_harm(ask, tmp_path):
     told = ask(tmp_path)
     assert told["exit"] == 0 and told["progress"].startswith("1 updates, loss 2.5000 (step 1)")
     assert told["saved"] == "no checkpoint"
+
+
+@pytest.mark.parametrize("rate", ["fast", None, [1], 10**400, True])
+def test_a_rate_that_is_no_number_does_no_harm(ask, tmp_path, rate):
+    (tmp_path / "config.toml").write_text("")
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 2.5, "tokens_per_s": rate}))
+    assert ask(tmp_path)["progress"] == "1 updates, loss 2.5000 (step 1) -> 2.5000 (step 1)"
+
+
+def test_settings_that_nest_too_deep_are_one_line(ask, tmp_path):
+    (tmp_path / "config.toml").write_text("a = " + "[" * 10_000)
+    told = ask(tmp_path)
+    assert told["exit"] == 5 and told["error"].count("\n") == 1 and "config.toml cannot be read" in told["error"]
+
+
+def test_what_a_run_says_cannot_reach_the_terminal_raw(ask, tmp_path):
+    (tmp_path / "config.toml").write_text('out = "\\u001b]0;x\\u0007"\n')
+    (tmp_path / "env.json").write_text('{"started": "\\u001b[2J", "cpu": "\\u001b[2J", "commit": "\\u009b"}')
+    (tmp_path / "metrics.jsonl").touch()
+    assert not {"\x1b", "\x07", "\x9b"} & set(ask(tmp_path)["all"])

@@ -7,15 +7,17 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..memory.arena import human
-from ..training.run import MODEL, Run
+from ..training.run import MODEL, Run, read_text
 from .files import Lines, describe
+
+LONGEST = 1 << 28  # bytes of a metrics.jsonl that are read: millions of updates
 
 
 def describe_run(path: Path) -> Lines:
     """A run directory: settings, machine, progress, checkpoints. Raises CheckpointError for any other directory."""
     try:
-        settings = tomllib.loads((path / "config.toml").read_text())
-    except (OSError, ValueError) as problem:
+        settings = tomllib.loads(read_text(path / "config.toml"))
+    except (CheckpointError, ValueError, RecursionError) as problem:
         raise CheckpointError(f"{path}: is no run directory, its config.toml cannot be read: {problem}") from None
     env = _json(path / "env.json")
     told = [
@@ -37,16 +39,18 @@ def _checkpoints(path: Path) -> Lines:
 
 def _progress(path: Path) -> Lines:
     try:
-        lines = (path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+        lines = read_text(path / "metrics.jsonl", LONGEST, errors="replace").splitlines()
+    except CheckpointError:
         return [("progress", "no metrics.jsonl")]
     records = [_parsed(line) for line in lines]
     steps, vals = ([r for r in records if isinstance(r.get(key), float)] for key in ("loss", "val_loss"))
     told = []
     if steps:
-        rate = statistics.median(float(record.get("tokens_per_s", 0)) for record in steps)
-        losses = f"loss {_at(steps[0], 'loss')} -> {_at(steps[-1], 'loss')}"
-        told.append(("progress", f"{len(steps)} updates, {losses}, {rate:,.0f} tokens/s"))
+        rates = [record["tokens_per_s"] for record in steps if isinstance(record.get("tokens_per_s"), float)]
+        speed = f", {statistics.median(rates):,.0f} tokens/s" if rates else ""
+        told.append(
+            ("progress", f"{len(steps)} updates, loss {_at(steps[0], 'loss')} -> {_at(steps[-1], 'loss')}{speed}")
+        )
     if vals:
         best = min(vals, key=lambda record: record["val_loss"])
         first, last, least = (_at(record, "val_loss") for record in (vals[0], vals[-1], best))
@@ -71,7 +75,7 @@ def _parsed(line: str) -> dict:
 
 def _json(path: Path) -> dict:
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
+        found = json.loads(read_text(path))
+    except (CheckpointError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -17,7 +17,7 @@ from ..memory.arena import human
 RUNS = Path("runs")
 STEP = re.compile(r"step_(\d{8,})")
 MODEL = "model.bin"
-LONGEST = 1 << 20  # bytes of an env.json that are read
+LONGEST = 1 << 20  # bytes of an env.json or config.toml that are read
 
 
 class Run:
@@ -79,11 +79,16 @@ class Run:
     def started(self) -> str:
         """When the run started, as env.json says: ISO 8601 in UTC, so it sorts; "" when that cannot be read."""
         try:
-            with RegularFile(self.path / "env.json", CheckpointError) as file:
-                started = json.loads(file.read(0, min(file.size, LONGEST)).decode())["started"]
+            started = json.loads(read_text(self.path / "env.json"))["started"]
         except (CheckpointError, ValueError, KeyError, TypeError, RecursionError):
             return ""
         return started if isinstance(started, str) else ""
+
+
+def read_text(path: Path, longest: int = LONGEST, errors: str = "strict") -> str:
+    """The first `longest` bytes of a file of a run. Raises CheckpointError, UnicodeDecodeError for what is no UTF-8."""
+    with RegularFile(path, CheckpointError) as file:
+        return file.read(0, min(file.size, longest)).decode(errors=errors)
 
 
 @contextmanager
