@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from faulty_server import Server, cut, elsewhere, error, hang_up, ignore_range, serve
-from test_formats import DIMS, checkpoint_words, choice_bytes, debug_state_bytes, header, parameters, tokenizer_bytes
+from samples import DIMS, checkpoint_words, choice_bytes, debug_state_bytes, header, parameters, tokenizer_bytes
 
 from gpt2flat.arch.gpt2 import config_of
 from gpt2flat.formats import checkpoint, choices, debug_state, llmc
