@@ -3,14 +3,15 @@
 enum { QUERIES = 64, KEYS = STATS };  // rows of a tile of queries; keys of a block of the softmax statistics
 
 typedef struct {
-    int64_t B, T, NH, KVH, HS, width;  // width: floats of a row of inp
+    int64_t B, T, NH, KVH, HS, bf16, width;  // width: floats of a row of inp
     float scale, keep;                 // 1 / sqrt(HS); 1 / (1 - p_drop), or 0 without dropout
     uint32_t key, threshold;           // a probability is dropped when its random word is below the threshold
 } Heads;
 
-static Heads heads_of(int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, const float *p_drop, const int32_t *key_drop) {
+static Heads heads_of(int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, const float *p_drop,
+                      const int32_t *key_drop) {
     float p = *p_drop;
-    return (Heads){B, T, NH, KVH, HS, (NH + 2 * KVH) * HS, 1.0f / sqrtf((float)HS), p > 0.0f ? 1.0f / (1.0f - p) : 0.0f,
+    return (Heads){B, T, NH, KVH, HS, BF16, (NH + 2 * KVH) * HS, 1.0f / sqrtf((float)HS), p > 0.0f ? 1.0f / (1.0f - p) : 0.0f,
                    (uint32_t)*key_drop, (uint32_t)((double)p * 4294967296.0)};
 }
 
@@ -36,9 +37,9 @@ static void drop(float *p, const Heads *a, int64_t bh, int64_t i, int64_t j0, in
 
 // c (M,N) (+)= a b with the packing buffers of one thread
 static void product(float *c, int64_t ldc, const float *a, int64_t ars, int64_t acs, const float *b, int64_t brs, int64_t bcs,
-                    int64_t M, int64_t N, int64_t K, int64_t acc, float *buffer) {
+                    int64_t M, int64_t N, int64_t K, int64_t acc, int64_t bf16, float *buffer) {
     gemm_part(&(Gemm){.c = c, .ldc = ldc, .a = a, .ars = ars, .acs = acs, .b = b, .brs = brs, .bcs = bcs,
-                      .M = M, .N = N, .K = K, .acc = acc}, buffer, 0, 1);
+                      .M = M, .N = N, .K = K, .acc = acc, .bf16 = bf16}, buffer, 0, 1);
 }
 
 static void scale_row(float *row, float by, int64_t n) {
@@ -54,12 +55,12 @@ static int64_t thread_floats(int64_t HS) {
     return product_floats(HS) + 2 * QUERIES * KEYS + round_up(QUERIES * HS, 16) + 2 * QUERIES;
 }
 
-int64_t attention_scratch(int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t NT) {
-    (void)B, (void)T, (void)NH, (void)KVH;
+int64_t attention_scratch(int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t NT) {
+    (void)B, (void)T, (void)NH, (void)KVH, (void)BF16;
     return NT * thread_floats(HS);
 }
-int64_t attention_standard_scratch(int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t NT) {
-    return attention_scratch(B, T, NH, KVH, HS, NT);
+int64_t attention_standard_scratch(int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t NT) {
+    return attention_scratch(B, T, NH, KVH, HS, BF16, NT);
 }
 
 // one step of the online softmax: the scores of `n` keys, of which the query sees `seen`, become probabilities relative to the
@@ -91,14 +92,14 @@ static void forward_tile(float *out, float *lse, const float *inp, const Heads *
     for (int64_t i = 0; i < rows; i++) most[i] = -INFINITY, total[i] = 0.0f;
     for (int64_t j0 = 0; j0 < i0 + rows; j0 += KEYS) {
         int64_t n = min64(i0 + rows - j0, KEYS);
-        product(p, KEYS, q, a->width, 1, k + j0 * a->width, 1, a->width, rows, n, HS, 0, buffer);
+        product(p, KEYS, q, a->width, 1, k + j0 * a->width, 1, a->width, rows, n, HS, 0, a->bf16, buffer);
         for (int64_t i = 0; i < rows; i++) {
             int64_t seen = min64(i0 + i + 1 - j0, n);
             float old = softmax_block(p + i * KEYS, seen, n, a->scale, most + i, total + i);
             if (j0 > 0) scale_row(o + i * HS, old, HS);
             if (a->keep > 0.0f) drop(p + i * KEYS, a, bh, i0 + i, j0, seen);
         }
-        product(o, HS, p, KEYS, 1, v + j0 * a->width, a->width, 1, rows, HS, n, j0 > 0, buffer);
+        product(o, HS, p, KEYS, 1, v + j0 * a->width, a->width, 1, rows, HS, n, j0 > 0, a->bf16, buffer);
     }
     for (int64_t i = 0; i < rows; i++) {
         v16 by = v16_set(1.0f / total[i]);
@@ -109,8 +110,8 @@ static void forward_tile(float *out, float *lse, const float *inp, const Heads *
 }
 
 void attention_forward(float *out, float *lse, const float *inp, const float *p_drop, const int32_t *key_drop,
-                       float *scratch, int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t NT) {
-    Heads a = heads_of(B, T, NH, KVH, HS, p_drop, key_drop);
+                       float *scratch, int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t NT) {
+    Heads a = heads_of(B, T, NH, KVH, HS, BF16, p_drop, key_drop);
     int64_t tiles = (T + QUERIES - 1) / QUERIES;
     PARALLEL(NT) {
         share(0);
@@ -150,16 +151,16 @@ static void backward_head(float *dinp, const float *dout, const float *out, cons
         for (int64_t i0 = j0; i0 < T; i0 += QUERIES) {
             int64_t rows = min64(T - i0, QUERIES), n = min64(i0 + rows - j0, KEYS);
             const float *q_i = inp + q + i0 * W, *k_j = inp + k + j0 * W, *up = dout + head + i0 * pitch;
-            if (!att) product(p, KEYS, q_i, W, 1, k_j, 1, W, rows, n, HS, 0, buffer);
-            product(dp, KEYS, up, pitch, 1, inp + v + j0 * W, 1, W, rows, n, HS, 0, buffer);
+            if (!att) product(p, KEYS, q_i, W, 1, k_j, 1, W, rows, n, HS, 0, a->bf16, buffer);
+            product(dp, KEYS, up, pitch, 1, inp + v + j0 * W, 1, W, rows, n, HS, 0, a->bf16, buffer);
             for (int64_t i = 0; i < rows; i++) {
                 int64_t row = bh * T + i0 + i, seen = min64(i0 + i + 1 - j0, n);
                 backward_row(p + i * KEYS, dp + i * KEYS, up + i * pitch, out + head + (i0 + i) * pitch, att ? att + row * T + j0 : 0,
                              lse ? lse[row] : 0.0f, a, bh, i0 + i, j0, seen, n);
             }
-            product(dinp + v + j0 * W, W, p, 1, KEYS, up, pitch, 1, n, HS, rows, 1, buffer);
-            product(dinp + q + i0 * W, W, dp, KEYS, 1, k_j, W, 1, rows, HS, n, 1, buffer);
-            product(dinp + k + j0 * W, W, dp, 1, KEYS, q_i, W, 1, n, HS, rows, 1, buffer);
+            product(dinp + v + j0 * W, W, p, 1, KEYS, up, pitch, 1, n, HS, rows, 1, a->bf16, buffer);
+            product(dinp + q + i0 * W, W, dp, KEYS, 1, k_j, W, 1, rows, HS, n, 1, a->bf16, buffer);
+            product(dinp + k + j0 * W, W, dp, 1, KEYS, q_i, W, 1, n, HS, rows, 1, a->bf16, buffer);
         }
 }
 
@@ -185,8 +186,8 @@ static void backward(float *dinp, const float *dout, const float *out, const flo
 
 void attention_backward(float *dinp, const float *dout, const float *out, const float *lse, const float *inp,
                         const float *p_drop, const int32_t *key_drop, float *scratch,
-                        int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t NT, int64_t acc_inp) {
-    Heads a = heads_of(B, T, NH, KVH, HS, p_drop, key_drop);
+                        int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t NT, int64_t acc_inp) {
+    Heads a = heads_of(B, T, NH, KVH, HS, BF16, p_drop, key_drop);
     backward(dinp, dout, out, lse, 0, inp, &a, scratch, NT, acc_inp);
 }
 
@@ -196,7 +197,7 @@ static void standard_tile(float *out, float *scores, float *att, const float *in
     int64_t b = bh / a->NH, h = bh % a->NH, HS = a->HS, T = a->T, rows = min64(T - i0, QUERIES), keys = i0 + rows;
     const float *q = inp + query_at(a, b, h) + i0 * a->width, *k = inp + key_at(a, b, h), *v = inp + value_at(a, b, h);
     float *s = scores + (bh * T + i0) * T, *p = att + (bh * T + i0) * T, *tile = buffer + product_floats(HS);
-    product(s, T, q, a->width, 1, k, 1, a->width, rows, keys, HS, 0, buffer);
+    product(s, T, q, a->width, 1, k, 1, a->width, rows, keys, HS, 0, a->bf16, buffer);
     for (int64_t i = 0; i < rows; i++) {
         int64_t seen = i0 + i + 1;
         scale_row(s + i * T, a->scale, seen);
@@ -212,14 +213,14 @@ static void standard_tile(float *out, float *scores, float *att, const float *in
             memcpy(tile + i * KEYS, p + i * T + j0, sizeof(float) * (size_t)n);
             if (a->keep > 0.0f) drop(tile + i * KEYS, a, bh, i0 + i, j0, n);
         }
-        product(o, a->NH * HS, tile, KEYS, 1, v + j0 * a->width, a->width, 1, rows, HS, n, j0 > 0, buffer);
+        product(o, a->NH * HS, tile, KEYS, 1, v + j0 * a->width, a->width, 1, rows, HS, n, j0 > 0, a->bf16, buffer);
     }
 }
 
 void attention_standard_forward(float *out, float *scores, float *att, const float *inp,
                                 const float *p_drop, const int32_t *key_drop, float *scratch,
-                                int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t NT) {
-    Heads a = heads_of(B, T, NH, KVH, HS, p_drop, key_drop);
+                                int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t NT) {
+    Heads a = heads_of(B, T, NH, KVH, HS, BF16, p_drop, key_drop);
     int64_t tiles = (T + QUERIES - 1) / QUERIES;
     PARALLEL(NT) {
         share(0);
@@ -230,7 +231,7 @@ void attention_standard_forward(float *out, float *scores, float *att, const flo
 
 void attention_standard_backward(float *dinp, const float *dout, const float *out, const float *att, const float *inp,
                                  const float *p_drop, const int32_t *key_drop, float *scratch,
-                                 int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t NT, int64_t acc_inp) {
-    Heads a = heads_of(B, T, NH, KVH, HS, p_drop, key_drop);
+                                 int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t NT, int64_t acc_inp) {
+    Heads a = heads_of(B, T, NH, KVH, HS, BF16, p_drop, key_drop);
     backward(dinp, dout, out, 0, att, inp, &a, scratch, NT, acc_inp);
 }

@@ -32,6 +32,7 @@ ISA_FLAGS = {
     "avx2": ["-mavx2", "-mfma"],
     "avx512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
 }
+ISA_FLAGS["avx512bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 # what CFLAGS of the environment may not bring in: bits would change, or the CPU would not know the code
 FORBIDDEN = re.compile("-(Ofast|f(fast-math|unsafe-math-optimizations|associative-math)|m(arch=.*|avx.*|fma))")
@@ -53,7 +54,7 @@ def builder(isa: str) -> FFI:
     return ffi
 
 
-scalar, avx2, avx512 = (builder(isa) for isa in ISA_FLAGS)
+scalar, avx2, avx512, avx512bf16 = (builder(isa) for isa in ISA_FLAGS)
 MODULES = [f"csrc/build.py:{isa}" for isa in ISA_FLAGS if X86 or isa == "scalar"]
 
 

@@ -2,14 +2,14 @@
 // The three forms share chunk_logits, chunk_losses and chunk_backward and so give the same bits.
 #define STATS 192  // columns of a block of the softmax statistics: a multiple of every tile of the GEMM
 
-int64_t classifier_scratch(int64_t N, int64_t C, int64_t V, int64_t Vp, int64_t R, int64_t NT) {
+int64_t classifier_scratch(int64_t N, int64_t C, int64_t V, int64_t Vp, int64_t R, int64_t BF16, int64_t NT) {
     (void)N, (void)V;
-    return linear_scratch(R, C, Vp, NT);
+    return linear_scratch(R, C, Vp, BF16, NT);
 }
 
 static void chunk_logits(float *logits, const float *inp, const float *weight, float *scratch, int64_t rows, int64_t C,
-                         int64_t Vp, int64_t NT) {
-    linear_forward(logits, inp, weight, 0, scratch, rows, C, Vp, NT);
+                         int64_t Vp, int64_t BF16, int64_t NT) {
+    linear_forward(logits, inp, weight, 0, scratch, rows, C, Vp, BF16, NT);
 }
 
 // log sum exp of one row: the blocks in ascending order, rescaled to the largest value so far
@@ -44,7 +44,7 @@ static void chunk_losses(float *losses, float *lse, const float *logits, const i
 // logits become dlogits = (softmax - onehot) * dlosses, 0 in the padding; then the two gradients of the chunk
 static void chunk_backward(float *dinp, float *dweight, const float *dlosses, const float *lse, const float *inp,
                            const int32_t *targets, const float *weight, float *logits, float *scratch, int64_t rows, int64_t C,
-                           int64_t V, int64_t Vp, int64_t NT, int64_t acc_inp, int64_t acc_weight) {
+                           int64_t V, int64_t Vp, int64_t BF16, int64_t NT, int64_t acc_inp, int64_t acc_weight) {
     PARALLEL(NT) {
         Range r = share(rows);
         for (int64_t n = r.begin; n < r.end; n++) {
@@ -56,15 +56,15 @@ static void chunk_backward(float *dinp, float *dweight, const float *dlosses, co
             memset(row + V, 0, sizeof(float) * (size_t)(Vp - V));
         }
     }
-    linear_backward(dinp, dweight, 0, logits, inp, weight, scratch, rows, C, Vp, NT, acc_inp, acc_weight, 0);
+    linear_backward(dinp, dweight, 0, logits, inp, weight, scratch, rows, C, Vp, BF16, NT, acc_inp, acc_weight, 0);
 }
 
 void classifier_forward(float *losses, float *lse, const float *inp, const int32_t *targets, const float *weight,
                         float *logits, int32_t *held, float *scratch,
-                        int64_t N, int64_t C, int64_t V, int64_t Vp, int64_t R, int64_t NT) {
+                        int64_t N, int64_t C, int64_t V, int64_t Vp, int64_t R, int64_t BF16, int64_t NT) {
     for (int64_t n = 0; n < N; n += R) {
         int64_t rows = min64(N - n, R);
-        chunk_logits(logits, inp + n * C, weight, scratch, rows, C, Vp, NT);
+        chunk_logits(logits, inp + n * C, weight, scratch, rows, C, Vp, BF16, NT);
         chunk_losses(losses + n, lse + n, logits, targets + n, rows, V, Vp, NT);
     }
     *held = N <= R ? (int32_t)N : 0;
@@ -72,27 +72,27 @@ void classifier_forward(float *losses, float *lse, const float *inp, const int32
 
 void classifier_backward(float *dinp, float *dweight, const float *dlosses, const float *lse, const float *inp,
                          const int32_t *targets, const float *weight, float *logits, int32_t *held, float *scratch,
-                         int64_t N, int64_t C, int64_t V, int64_t Vp, int64_t R, int64_t NT,
+                         int64_t N, int64_t C, int64_t V, int64_t Vp, int64_t R, int64_t BF16, int64_t NT,
                          int64_t acc_inp, int64_t acc_weight) {
     for (int64_t n = 0; n < N; n += R) {
         int64_t rows = min64(N - n, R);
-        if (*held != N) chunk_logits(logits, inp + n * C, weight, scratch, rows, C, Vp, NT);
+        if (*held != N) chunk_logits(logits, inp + n * C, weight, scratch, rows, C, Vp, BF16, NT);
         chunk_backward(dinp + n * C, dweight, dlosses + n, lse + n, inp + n * C, targets + n, weight, logits, scratch, rows, C, V,
-                       Vp, NT, acc_inp, acc_weight || n > 0);
+                       Vp, BF16, NT, acc_inp, acc_weight || n > 0);
     }
     *held = 0;
 }
 
 void classifier_train(float *losses, float *dinp, float *dweight, float *lse, const float *dlosses, const float *inp,
                       const int32_t *targets, const float *weight, float *logits, int32_t *held, float *scratch,
-                      int64_t N, int64_t C, int64_t V, int64_t Vp, int64_t R, int64_t NT,
+                      int64_t N, int64_t C, int64_t V, int64_t Vp, int64_t R, int64_t BF16, int64_t NT,
                       int64_t acc_inp, int64_t acc_weight) {
     for (int64_t n = 0; n < N; n += R) {
         int64_t rows = min64(N - n, R);
-        chunk_logits(logits, inp + n * C, weight, scratch, rows, C, Vp, NT);
+        chunk_logits(logits, inp + n * C, weight, scratch, rows, C, Vp, BF16, NT);
         chunk_losses(losses + n, lse + n, logits, targets + n, rows, V, Vp, NT);
         chunk_backward(dinp + n * C, dweight, dlosses + n, lse + n, inp + n * C, targets + n, weight, logits, scratch, rows, C, V,
-                       Vp, NT, acc_inp, acc_weight || n > 0);
+                       Vp, BF16, NT, acc_inp, acc_weight || n > 0);
     }
     *held = 0;
 }

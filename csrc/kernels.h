@@ -1,7 +1,8 @@
 // The contracts of every kernel. No preprocessor lines: the C compiler, cffi and the tests read this file verbatim.
 //
 // Arguments: written | saved | read | weights | work | scratch | dims, NT | acc. const = read only. Matrices are row-major.
-// Dims are int64_t: B T N(=B*T) C OC F NH KVH HS V Vp maxT, R rows of logits held at once, P floats of a flat range, NT threads.
+// Dims are int64_t: B T N(=B*T) C OC F NH KVH HS V Vp maxT, R rows of logits held at once, P floats of a flat range,
+// BF16 0 or 1, NT threads.
 // acc_x = 0: dx is overwritten and its old value never read, every element is defined afterwards; 1: dx is added to.
 // An op whose kernels take `scratch` has <op>_scratch(dims, NT): the floats that any of its kernels needs.
 //
@@ -10,16 +11,18 @@
 //   tree16    element i goes to lane i % 16, a chain of adds per lane; lanes combine +8, +4, +2, +1
 //   blocks    fixed blocks, partial sums combined in ascending order
 // The scalar build multiplies and adds with two roundings; it agrees within tolerance.
+// BF16 = 1: products round their inputs to bf16 (nearest, ties to even) and add in float32; with avx512bf16 the chain runs over
+// pairs of indices, two products at a time, and denormals count as 0. Everything else stays float32.
 
 // linear: out = inp weight^T + bias                                    parallel over tiles of out
 //   out (N,OC)  inp (N,C)  weight (OC,C)  bias (OC) or NULL            2 N C OC flops; chain over C, bias last
 void linear_forward(float *out, const float *inp, const float *weight, const float *bias,
-                    float *scratch, int64_t N, int64_t C, int64_t OC, int64_t NT);
+                    float *scratch, int64_t N, int64_t C, int64_t OC, int64_t BF16, int64_t NT);
 // dinp = dout weight, chain over OC; dweight = dout^T inp, chain over N; dbias = column sums of dout, chain of adds over N
 void linear_backward(float *dinp, float *dweight, float *dbias, const float *dout, const float *inp, const float *weight,
-                     float *scratch, int64_t N, int64_t C, int64_t OC, int64_t NT,
+                     float *scratch, int64_t N, int64_t C, int64_t OC, int64_t BF16, int64_t NT,
                      int64_t acc_inp, int64_t acc_weight, int64_t acc_bias);
-int64_t linear_scratch(int64_t N, int64_t C, int64_t OC, int64_t NT);
+int64_t linear_scratch(int64_t N, int64_t C, int64_t OC, int64_t BF16, int64_t NT);
 
 // layernorm: out = (inp - mean) * rstd * weight + bias, rstd = 1 / sqrt(variance + 1e-5)     parallel over N
 //   out,inp (N,C)  mean,rstd (N)  weight,bias (C)                      8 N C flops; row sums tree16
@@ -56,23 +59,23 @@ void residual_backward(float *dinp1, float *dinp2, const float *dout, int64_t N,
 //   scores: chain over HS, then scaled; per row online softmax over ascending blocks of 192 keys: max, sum tree16;
 //   out: chain over ascending keys, rescaled at each block, divided by the sum at the end
 void attention_forward(float *out, float *lse, const float *inp, const float *p_drop, const int32_t *key_drop,
-                       float *scratch, int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t NT);
+                       float *scratch, int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t NT);
 // dq: chain over ascending keys; dk, dv: chain over the heads of the group, then ascending queries
 void attention_backward(float *dinp, const float *dout, const float *out, const float *lse, const float *inp,
                         const float *p_drop, const int32_t *key_drop, float *scratch,
-                        int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t NT, int64_t acc_inp);
-int64_t attention_scratch(int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t NT);
+                        int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t NT, int64_t acc_inp);
+int64_t attention_scratch(int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t NT);
 
 // attention_standard: the same function with its matrices kept: scores (B,NH,T,T) before and att (B,NH,T,T) after the
 //   softmax, 0 above the diagonal; forward parallel over B NH and blocks of 64 queries, backward over B KVH
 //   softmax per row as the classifier's: log sum exp over blocks of 192 keys, then exp
 void attention_standard_forward(float *out, float *scores, float *att, const float *inp,
                                 const float *p_drop, const int32_t *key_drop, float *scratch,
-                                int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t NT);
+                                int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t NT);
 void attention_standard_backward(float *dinp, const float *dout, const float *out, const float *att, const float *inp,
                                  const float *p_drop, const int32_t *key_drop, float *scratch,
-                                 int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t NT, int64_t acc_inp);
-int64_t attention_standard_scratch(int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t NT);
+                                 int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t NT, int64_t acc_inp);
+int64_t attention_standard_scratch(int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t NT);
 
 // classifier: losses = log sum exp(logits) - logits[target], logits = inp weight^T, over the first V of Vp columns
 //   losses,lse (N)  inp (N,C)  targets (N) in [-1,V), -1 = ignored: loss 0, no gradient  weight (Vp,C)
@@ -80,18 +83,18 @@ int64_t attention_standard_scratch(int64_t B, int64_t T, int64_t NH, int64_t KVH
 //   per row: blocks of 192 columns, max, sum tree16; chunks of R rows change no bit
 void classifier_forward(float *losses, float *lse, const float *inp, const int32_t *targets, const float *weight,
                         float *logits, int32_t *held, float *scratch,
-                        int64_t N, int64_t C, int64_t V, int64_t Vp, int64_t R, int64_t NT);
+                        int64_t N, int64_t C, int64_t V, int64_t Vp, int64_t R, int64_t BF16, int64_t NT);
 // dlogits = (softmax - onehot) * dlosses; dinp = dlogits weight, chain over Vp; dweight = dlogits^T inp, chain over N
 void classifier_backward(float *dinp, float *dweight, const float *dlosses, const float *lse, const float *inp,
                          const int32_t *targets, const float *weight, float *logits, int32_t *held, float *scratch,
-                         int64_t N, int64_t C, int64_t V, int64_t Vp, int64_t R, int64_t NT,
+                         int64_t N, int64_t C, int64_t V, int64_t Vp, int64_t R, int64_t BF16, int64_t NT,
                          int64_t acc_inp, int64_t acc_weight);
 // forward and backward with one visit of each chunk
 void classifier_train(float *losses, float *dinp, float *dweight, float *lse, const float *dlosses, const float *inp,
                       const int32_t *targets, const float *weight, float *logits, int32_t *held, float *scratch,
-                      int64_t N, int64_t C, int64_t V, int64_t Vp, int64_t R, int64_t NT,
+                      int64_t N, int64_t C, int64_t V, int64_t Vp, int64_t R, int64_t BF16, int64_t NT,
                       int64_t acc_inp, int64_t acc_weight);
-int64_t classifier_scratch(int64_t N, int64_t C, int64_t V, int64_t Vp, int64_t R, int64_t NT);
+int64_t classifier_scratch(int64_t N, int64_t C, int64_t V, int64_t Vp, int64_t R, int64_t BF16, int64_t NT);
 
 // grad_norm: norm = sqrt(sum of grads^2)                               parallel over blocks
 //   blocks of 65536 floats; inside, tree16 over runs of 4096, added in double
@@ -113,5 +116,6 @@ int64_t has_openmp(void);
 int64_t sources_hash(void);
 void peak_fma(float *out, int64_t rounds, int64_t NT);
 int64_t peak_flops(void);
-// cpu_isa: the best instruction set that both the CPU and the operating system offer: 0 scalar, 1 avx2+fma, 2 avx512.
+// cpu_isa: the best instruction set that both the CPU and the operating system offer: 0 scalar, 1 avx2+fma, 2 avx512,
+// 3 avx512 with bf16.
 int64_t cpu_isa(void);

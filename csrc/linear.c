@@ -1,15 +1,16 @@
 // linear: three GEMMs over the same two tables (gemm.c) and the column sums of the bias.
 
-int64_t linear_scratch(int64_t N, int64_t C, int64_t OC, int64_t NT) {
+int64_t linear_scratch(int64_t N, int64_t C, int64_t OC, int64_t BF16, int64_t NT) {
+    (void)BF16;
     int64_t forward = gemm_scratch(N, C, NT), dgrad = gemm_scratch(N, OC, NT), wgrad = gemm_scratch(OC, N, NT);
     int64_t most = forward > dgrad ? forward : dgrad;
     return most > wgrad ? most : wgrad;
 }
 
 void linear_forward(float *out, const float *inp, const float *weight, const float *bias,
-                    float *scratch, int64_t N, int64_t C, int64_t OC, int64_t NT) {
+                    float *scratch, int64_t N, int64_t C, int64_t OC, int64_t BF16, int64_t NT) {
     gemm((Gemm){.c = out, .ldc = OC, .a = inp, .ars = C, .acs = 1, .b = weight, .brs = 1, .bcs = C, .bias = bias,
-                .M = N, .N = OC, .K = C}, scratch, NT);
+                .M = N, .N = OC, .K = C, .bf16 = BF16}, scratch, NT);
 }
 
 // a thread owns groups of 16 columns and adds the rows in ascending order
@@ -26,11 +27,11 @@ static void column_sums(float *dbias, const float *dout, int64_t N, int64_t OC, 
 }
 
 void linear_backward(float *dinp, float *dweight, float *dbias, const float *dout, const float *inp, const float *weight,
-                     float *scratch, int64_t N, int64_t C, int64_t OC, int64_t NT,
+                     float *scratch, int64_t N, int64_t C, int64_t OC, int64_t BF16, int64_t NT,
                      int64_t acc_inp, int64_t acc_weight, int64_t acc_bias) {
     gemm((Gemm){.c = dinp, .ldc = C, .a = dout, .ars = OC, .acs = 1, .b = weight, .brs = C, .bcs = 1,
-                .M = N, .N = C, .K = OC, .acc = acc_inp}, scratch, NT);
+                .M = N, .N = C, .K = OC, .acc = acc_inp, .bf16 = BF16}, scratch, NT);
     gemm((Gemm){.c = dweight, .ldc = C, .a = dout, .ars = 1, .acs = OC, .b = inp, .brs = C, .bcs = 1,
-                .M = OC, .N = C, .K = N, .acc = acc_weight}, scratch, NT);
+                .M = OC, .N = C, .K = N, .acc = acc_weight, .bf16 = BF16}, scratch, NT);
     if (dbias) column_sums(dbias, dout, N, OC, NT, acc_bias);
 }

@@ -111,6 +111,25 @@ INLINE void transpose16(float *dst, int64_t dst_stride, const float *src, int64_
     }
 }
 
+#ifdef __AVX512BF16__
+// a pair is two bf16 in the place of a float, the lower index in the lower half; denormals count as 0, as in the CPU
+INLINE vf vf_dot(vf a, vf b, vf c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
+// pair i = (even[i], odd[i])
+INLINE v16 pairs_of(v16 even, v16 odd) {
+    const __m512i zip = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
+                                         23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return (v16)_mm512_permutexvar_epi16(zip, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
+}
+// pair i = (p[2 i], p[2 i + 1]) of 32 floats; of 16 floats, into dst
+INLINE v16 pairs_along(const float *p) { return (v16)_mm512_cvtne2ps_pbh(v16_load(p + 16), v16_load(p)); }
+INLINE void pairs_of8(float *dst, const float *p) { _mm256_storeu_ps(dst, (__m256)_mm512_cvtneps_pbh(v16_load(p))); }
+INLINE float pair_1(float even, float odd) {
+    float pair[16];
+    v16_store(pair, pairs_of(v16_set(even), v16_set(odd)));
+    return pair[0];
+}
+#endif
+
 #elif defined(__AVX2__) && defined(__FMA__)
 
 #define VW 8
@@ -256,6 +275,15 @@ INLINE v16 v16_exp(v16 x) {
     p = v16_mul(v16_add(p, v16_set(1.0f)), v16_pow2(n));
     p = v16_where_gt(x, hi, v16_set(INFINITY), p);
     return v16_where_gt(lo, x, v16_set(0.0f), p);
+}
+
+// to the nearest bf16, ties to even; NaN stays one
+INLINE float bf16_1(float x) {
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    u = x == x ? (u + 0x7fff + (u >> 16 & 1)) & 0xffff0000u : (u | 0x00400000u) & 0xffff0000u;
+    memcpy(&x, &u, sizeof u);
+    return x;
 }
 
 INLINE float exp1(float x) { return v16_maximum(v16_exp(v16_set(x))); }

@@ -9,6 +9,7 @@ import platform
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -17,10 +18,13 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
+
 from . import __version__
 from .data.tokenizer import escape_controls
 from .errors import DataError, Gpt2FlatError, UsageError, reason
 from .kernels import backend, cpu_name
+from .kernels import run as run_kernel
 from .training.settings import READ
 
 INTERRUPTED, BROKEN_PIPE, FILE_TROUBLE = 130, 141, 5
@@ -154,6 +158,19 @@ def measure_peak(kernels, threads: int) -> float:
     return best * kernels.flops_of_peak_round() * kernels.last_team()
 
 
+def faster_precision(kernels, threads: int) -> str:
+    """"bf16" if a product of its kind is faster here than in "fp32": on some CPUs it has half the speed, on most none."""
+    N, C, OC = 256, 768, 768
+    x, w, y = (np.zeros(shape, np.float32) for shape in ((N, C), (OC, C), (N, OC)))
+    laps = {"fp32": [], "bf16": []}
+    for _ in range(7):
+        for mode, name in enumerate(laps):
+            start = time.perf_counter()
+            run_kernel("linear_forward", out=y, inp=x, weight=w, BF16=mode, threads=threads, kernels=kernels)
+            laps[name].append(time.perf_counter() - start)
+    return min(laps, key=lambda name: statistics.median(laps[name]))
+
+
 def environment(model, peak: float) -> dict[str, object]:
     """What a run of `model` ran on, for env.json; peak in flops per second."""
     versions = {"gpt2flat": __version__, "python": platform.python_version()}
@@ -164,7 +181,7 @@ def environment(model, peak: float) -> dict[str, object]:
             versions[package] = "not installed"
     return {
         "started": datetime.now(UTC).isoformat(timespec="microseconds"), "command": sys.argv, "commit": commit(),
-        "backend": model.kernels.name, "isa": model.kernels.isa, "threads": model.threads, "cpu": cpu_name(),
+        "backend": model.kernels.name, "isa": model.kernels.isa, "precision": model.precision, "threads": model.threads, "cpu": cpu_name(),
         "peak_gflops": round(peak / 1e9, 1), "platform": platform.platform(), "versions": versions,
     }  # fmt: skip
 

@@ -22,6 +22,7 @@ from .memory.layout import ALIGN, Layout
 from .program import Call, Program
 
 MAX_ROWS = 1 << 20  # of a batch
+PRECISIONS = ("fp32", "bf16")
 
 
 def find_shape(name) -> tuple[gpt2.GPT2Config, Path | None]:
@@ -62,17 +63,21 @@ class Model:
         threads: int | None = None,
         kernels=None,
         trace: bool = False,
+        precision: str = "fp32",
     ):
         """An empty model: all parameters 0. Use Model.load or Model.init, which take the same options.
 
         attention: "flash", or "standard", which keeps its matrices. threads: default the physical cores. kernels: what
-        gpt2flat.kernels.backend returned, default its choice. trace: check every call's results; the first NaN or inf raises
+        gpt2flat.kernels.backend returned, default its choice. precision: "fp32", or "bf16", in which matrix products round their
+        inputs to bf16 and add in float32; every buffer stays float32. trace: check every call's results; the first NaN or inf raises
         NonFiniteError that names kernel, layer and tensor. Raises CapacityError, UsageError, UnsupportedCPUError."""
         if not isinstance(config, gpt2.GPT2Config):
             raise UsageError(
                 f"a model is made of a GPT2Config, not of {type(config).__name__}: Model.init takes names too"
             )
-        self.config, self.attention, self.trace = config, attention, trace
+        if not isinstance(precision, str) or precision not in PRECISIONS:
+            raise UsageError(f"precision {precision!r}: choose from {', '.join(PRECISIONS)}")
+        self.config, self.attention, self.trace, self.precision = config, attention, trace, precision
         self._block = gpt2.block(attention)
         self.threads = default_threads(threads).count
         self.kernels = kernels or backend()
@@ -160,7 +165,8 @@ class Model:
     def program(self, B: int, T: int) -> Program:
         """The unbound program for a batch of B rows of T tokens."""
         self._check_batch(B, T)
-        dims = {**self.config.dims(), **gpt2.batch_dims(B, T), "NT": self.threads}
+        modes = {"BF16": int(self.precision == "bf16")}
+        dims = {**self.config.dims(), **gpt2.batch_dims(B, T), **modes, "NT": self.threads}
         return Program(gpt2.HEAD, self._block, gpt2.TAIL, gpt2.PARAMS, gpt2.ACTS, dims, self.kernels)
 
     def _check_batch(self, B: int, T: int) -> None:
@@ -374,7 +380,7 @@ class Model:
         linear, head = OPS["linear"].forward, self.params["wte"]
         for start in range(0, len(rows), len(chunk)):
             part = rows[start : start + len(chunk)]
-            numbers = {"N": len(part), "C": part.shape[1], "OC": len(head), "NT": self.threads}
+            numbers = {**program.dims, "N": len(part), "C": part.shape[1], "OC": len(head)}
             views = {"out": chunk[: len(part)], "inp": part, "weight": head, "scratch": self.scratch["scratch"]}
             self.kernels.bind(linear, views, numbers)()
             out[start : start + len(part)] = chunk[: len(part), : self.config.vocab_size]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from .errors import KernelArgError
-from .kernels.ops import OPS, Arg, Kernel, Op
+from .kernels.ops import MODES, OPS, Arg, Kernel, Op
 from .memory import axes as ax
 from .memory.layout import ALIGN, Layout, Row
 
@@ -89,7 +89,8 @@ class Call:
         told = {
             axis for a in self.kernel.args if a.name in self.refs for axis in ax.split(a.axes) if axis.isidentifier()
         }
-        numbers = {d: self.numbers[d] for d in self.kernel.dims if d not in told and d != "NT"} | self.accs
+        told |= {"NT"} | {mode for mode in MODES if not self.numbers.get(mode)}
+        numbers = {d: self.numbers[d] for d in self.kernel.dims if d not in told} | self.accs
         arguments = [f"{a.name}={self.refs[a.name]}" for a in self.kernel.args if a.name in self.refs]
         line = f"{self.kernel.name}({', '.join(arguments + [f'{k}={v}' for k, v in numbers.items()])})"
         first = self.written[0].name

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from .command import Parser, StopSignal, data_folders, duration, environment, measure_peak, open_kernels, run
+from .command import Parser, StopSignal, data_folders, duration, environment, faster_precision, measure_peak, open_kernels, run
 from .data.tokenizer import Decoder, Tokenizer, escape_controls
 from .data.tokens import TokenLoader
 from .errors import DataError, UsageError
@@ -94,7 +94,8 @@ def prepare(given: dict[str, object]) -> SimpleNamespace:
     check_shards(data.train + data.val, config.vocab_size)
     prompt = prompt_ids(s.sample_prompt, data.tokenizer)
     target = new_run(s.out, start.name, data.name)  # the name; it is taken last
-    options = dict(attention=s.attention, threads=s.threads, kernels=kernels, trace=s.trace)
+    precision = faster_precision(kernels, default_threads(s.threads).count) if s.precision == "auto" else s.precision
+    options = dict(attention=s.attention, threads=s.threads, kernels=kernels, trace=s.trace, precision=precision)
     Model(config, **options).plan(
         s.batch_size, s.seq_len, training=True
     )  # what cannot fit fails before a weight is drawn
@@ -106,7 +107,7 @@ def prepare(given: dict[str, object]) -> SimpleNamespace:
     target.reserve()
     threads = default_threads(s.threads)
     settled = {name: getattr(config, name) for name in SHAPE}
-    settled |= {"init": str(start.path or start.name), "threads": model.threads, "out": str(target.path)}
+    settled |= {"precision": precision, "init": str(start.path or start.name), "threads": model.threads, "out": str(target.path)}
     settled |= {"steps": batches.batches if s.steps < 0 else s.steps}
     s = SimpleNamespace(**(vars(s) | settled))
     title = str(start.path) if start.path else f"{start.name} from scratch, seed {s.seed}"
@@ -133,6 +134,9 @@ def say(label: str, text: str) -> None:
     print(f"{label:<9} {text}", flush=True)
 
 
+BF16 = {True: "bf16 products, ", False: "bf16 products (rounded, then multiplied as float32: no AVX512_BF16), "}
+
+
 def first_screen(p: SimpleNamespace, peak: float) -> None:
     s, model = p.s, p.model
     team, wish = model.kernels.last_team(), p.threads  # the team of the peak's measurement
@@ -140,7 +144,7 @@ def first_screen(p: SimpleNamespace, peak: float) -> None:
         wish.why if team == wish.count else f"{wish.count} wanted" if model.kernels.openmp() else "built without OpenMP"
     )
     threads = f"{team} thread{'s' * (team > 1)} ({why})"
-    say("machine", f"{model.kernels.label}, {threads}, {cpu_name()}, "
+    say("machine", f"{model.kernels.label}, {threads}, {cpu_name()}, {BF16[model.kernels.multiplies_bf16] if model.precision == 'bf16' else ''}"
         f"measured peak {peak / 1e9:.0f} GFLOP/s")  # fmt: skip
     say("data", p.data.about)
     say("model", describe(model, p.title, s.batch_size, s.seq_len))
@@ -187,7 +191,7 @@ class Screen:
 
     def numbers(self, event: Update) -> str:
         seconds = sum(self.since) / len(self.since)
-        share = f"{100 * self.flops / seconds / self.peak:.0f}% of peak"
+        share = f"{100 * self.flops / seconds / self.peak:.0f}% of {'fp32 ' * (self.s.precision == 'bf16')}peak"
         return (f"loss {event.loss:.6f} | lr {event.lr:.2e} | norm {event.grad_norm:.4f} | {seconds * 1e3:.2f} ms | "
                 f"{self.tokens / seconds:.0f} tok/s | {share}")  # fmt: skip
 

@@ -16,7 +16,7 @@ import numpy as np
 
 import truth
 from gpt2flat import kernels
-from gpt2flat.kernels.ops import I32, KERNELS, OP_OF, OPS
+from gpt2flat.kernels.ops import I32, KERNELS, MODES, OP_OF, OPS
 from gpt2flat.memory import axes as ax
 
 GUARD, LINE = 64, 16  # words
@@ -32,7 +32,7 @@ SIZES = {
     "C": (1, 16, 49, 768, 193, 17, 8, 31),
     "OC": (1, 47, 16, 193, 9, 48, 97), "KVH": (1, 2, 1, 3), "group": (1, 1, 2), "HS": (1, 16, 17, 64, 8, 33),
     "V": (2, 193, 50, 192, 17, 387), "pad": (0, 15, 1), "extra": (0, 3), "R": (1024, 3, 16, 1, 32),
-    "P": (1, 17, 4097, 65537, 140001),
+    "P": (1, 17, 4097, 65537, 140001), "BF16": (0, 1, 0, 1, 1),
 }  # fmt: skip
 # Sizes that only one op's blocking makes special: K > 768 and M > 1024 of each of the three GEMMs, two blocks of keys.
 EDGES = {
@@ -71,7 +71,8 @@ def dims_of(op, free: dict[str, int]) -> tuple[tuple[str, int], ...]:
     derived = {"NH": free["KVH"] * free["group"], "Vp": free["V"] + free["pad"], "maxT": free["T"] + free["extra"]}
     if "T" in names:
         derived["N"] = free["B"] * free["T"]
-    return tuple((name, derived.get(name, free.get(name))) for name in names)
+    modes = {mode: 0 for mode in MODES}
+    return tuple((name, (modes | free | derived)[name]) for name in names)
 
 
 def grid(op, count: int = 8):
@@ -79,7 +80,8 @@ def grid(op, count: int = 8):
     for i in range(count):
         yield dims_of(op, {dim: sizes[i % len(sizes)] for dim, sizes in SIZES.items()})
     for edge in EDGES.get(op.name, ()):
-        yield tuple((name, edge[name]) for name in op.dims.split())
+        for BF16 in (0, 1) if "BF16" in op.dims.split() else (0,):
+            yield tuple((name, (edge | {"BF16": BF16})[name]) for name in op.dims.split())
 
 
 def modest(op) -> tuple[tuple[str, int], ...]:
@@ -119,7 +121,8 @@ def _inputs(case: Case) -> dict[str, np.ndarray | None]:
             given[arg.name] = None
     if case.poison:
         given[case.poison] = given[case.poison].copy()
-        given[case.poison].flat[_rng(case, case.poison).integers(given[case.poison].size)] = np.nan
+        places = np.flatnonzero(given[case.poison])  # not behind a mask
+        given[case.poison].flat[_rng(case, case.poison).choice(places)] = np.nan
     return given
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import harness
 from gpt2flat import kernels
 from gpt2flat.errors import KernelArgError
-from gpt2flat.kernels.ops import KERNELS, OP_OF, Arg
+from gpt2flat.kernels.ops import KERNELS, MODES, OP_OF, Arg
 
 SIZES = dict(B=2, T=5, N=10, C=6, OC=7, KVH=2, group=2, HS=3, V=11, pad=2, extra=1, R=4, P=33)
 SHOWN = 20  # of what went wrong
@@ -164,7 +164,9 @@ NUMBERS = {
 def number_faults(kernel, dims: dict[str, int]) -> Iterator[Case]:
     for name in (*kernel.dims, *kernel.accs):
         faults = {what: (value, REFUSED) for what, value in NUMBERS.items()}
-        if name in kernel.accs:
+        if name in MODES:
+            faults |= {"2": (2, REFUSED), "True": (True, REFUSED), "0": (0, RUNS), "1": (np.int32(1), RUNS)}
+        elif name in kernel.accs:
             faults |= {
                 "2": (2, REFUSED),
                 "0": (0, RUNS),

@@ -9,6 +9,7 @@ import numpy as np
 U = 2.0**-24  # half the distance from 1 to the next float32
 TINY = 2.0**-149  # the least float32: what a product may lose to underflow
 FLUSH = 2.0**-126  # exp may give 0 where the result would be subnormal
+U_BF16 = 2.0**-8  # half the distance from 1 to the next bf16
 ELEMENTARY = 8 * U  # exp, log, sigmoid: 4 units in the last place
 WHOLE = 2.0**24
 
@@ -70,6 +71,22 @@ class Num:
             carried = carried + a.err @ abs(b.value)
         terms = max(a.terms, b.terms) + k
         return a._round(a.value @ b.value, carried, size, k + 1, terms, a.whole and b.whole, (k + 1) * TINY)
+
+    def bf16(self) -> "Num":
+        """Rounded to the nearest bf16, ties to even, as far as it is known; a CPU may take a denormal for 0."""
+        value = bf16(self.value)
+        exact = not self.err.any()
+        err = abs(value - self.value) + self.err + U_BF16 * (abs(self.value) + self.err)
+        return Num(value if exact else self.value, np.where(abs(value) < FLUSH, abs(value), 0.0) if exact else err + FLUSH, self.terms)
+
+    def product(self, other, BF16: int) -> "Num":
+        """self @ other, of rounded inputs if BF16: then a product or sum that is denormal may be lost."""
+        if not BF16:
+            return self @ other
+        made = self.bf16() @ num(other).bf16()
+        if not made.whole:
+            made.err = made.err + 2 * self.shape[-1] * FLUSH
+        return made
 
     def __neg__(self):
         return Num(-self.value, self.err, self.terms, self.whole)
@@ -145,6 +162,14 @@ class Num:
     @property
     def T(self):
         return self._each(lambda x: x.T)
+
+
+def bf16(x) -> np.ndarray:
+    """float64 numbers that are float32 ones, as the nearest bf16."""
+    bits = np.asarray(x, np.float32).view(np.uint32)
+    up = bits.astype(np.uint64) + 0x7FFF + (bits >> 16 & 1)
+    near = (up & 0xFFFF0000).astype(np.uint32).view(np.float32)
+    return np.where(np.isnan(x), np.nan, near).astype(np.float64)
 
 
 def concatenate(parts, axis) -> Num:

@@ -85,7 +85,7 @@ def variants(tree: Path) -> dict:
 ])  # fmt: skip
 def test_without_compiler_or_headers_numba_serves_and_says_why(tree, cc, lacks, words):
     done = build(tree, lacks, **({"CC": cc} if cc else {}))
-    assert done.returncode == 0 and done.stderr.count("is left out") == 3, done.stderr
+    assert done.returncode == 0 and done.stderr.count("is left out") == len(variants(tree)), done.stderr
     assert not list(tree.rglob("*.so")) and not any(v["built"] for v in variants(tree).values())
     name, label, _, _ = answer(tree)
     assert name == "numba" and f"Numba kernels ({words}{tree}" in label
@@ -99,8 +99,8 @@ def test_a_compiler_that_rejects_avx512_builds_the_others(tree):
     name, label, _, isas = answer(tree)
     best = harness.natives()[-1].isa
     assert name == "c" and isas in ("scalar", "scalar,avx2")
-    if best == "avx512":
-        assert "C kernels, avx2 (avx512 not built, the compiler rejects -mavx512f: install a newer gcc" in label
+    if best.startswith("avx512"):
+        assert f"C kernels, avx2 ({best} not built, the compiler rejects -mavx512f: install a newer gcc" in label
     refused = ask(tree, "import os; os.environ['GPT2FLAT_ISA'] = 'avx512'\n")
     assert refused.returncode and "GPT2FLAT_ISA=avx512: this machine and build have scalar" in refused.stderr
 

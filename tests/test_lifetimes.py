@@ -68,7 +68,7 @@ del owner
 gc.collect()
 assert linear(arguments | {"inp": view}) == expected
 from gpt2flat.kernels.ops import KERNELS, OP_OF
-dims = dict(N=97, C=65, OC=33, NT=2)
+dims = dict(N=97, C=65, OC=33, NT=2, BF16=0)
 scratch = np.empty(kernels.scratch(OP_OF["linear_forward"], dims), np.float32)
 bound = kernels.bind(KERNELS["linear_forward"], {**make(0), "inp": np.ones((97, 65), np.float32), "scratch": scratch,
                                                 "out": (out := arguments["out"])}, dims)

@@ -116,6 +116,32 @@ def test_avx2_and_avx512_give_the_same_bits():
     assert len(set(results)) <= 1
 
 
+@pytest.mark.parametrize("kernels", harness.backends(), ids=lambda kernels: kernels.isa)
+def test_bf16_is_near_fp32_and_has_its_own_bits_for_any_thread_count(kernels):
+    x, y = batch()
+    plain, whole = gradients(random_model(kernels=kernels), x, y)
+    (loss, grads), *others = [
+        gradients(random_model(kernels=kernels, precision="bf16", threads=threads), x, y) for threads in (1, 2, 3)
+    ]
+    assert all(other[0] == loss and (other[1] == grads).all() for other in others)
+    assert 0 < abs(loss - plain) < 2e-3 * plain
+    error = np.linalg.norm(grads - whole) / np.linalg.norm(whole)
+    assert 2**-12 < error < 2**-5  # inputs are rounded to 2^-9 of their size, several times in a row
+
+
+def test_the_logits_are_those_of_the_precision():
+    x, y = batch()
+    for precision in ("fp32", "bf16"):
+        model = random_model(precision=precision)
+        loss = model.forward(x, y)
+        logits = model.logits(x).astype(np.float64)
+        lse = np.log(np.exp(logits).sum(-1))
+        picked = np.take_along_axis(logits, np.maximum(y, 0)[..., None], -1)[..., 0]
+        assert loss == pytest.approx(((lse - picked) * (y >= 0)).sum() / (y >= 0).sum(), rel=1e-6)
+    with pytest.raises(UsageError, match="fp32, bf16"):
+        random_model(precision="fp16")
+
+
 @pytest.mark.parametrize("other", [("c", "scalar"), ("numba",)], ids=lambda other: other[-1])
 def test_scalar_and_numba_agree_within_tolerance(other):
     x, y = batch()

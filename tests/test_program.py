@@ -66,7 +66,7 @@ class Rig:
 
     def __init__(self, head, block, tail, params, acts, dims, threads=1):
         self.kernels = backend()
-        self.program = Program(head, block, tail, params, acts, {**dims, "NT": threads}, self.kernels)
+        self.program = Program(head, block, tail, params, acts, {**dims, "BF16": 0, "NT": threads}, self.kernels)
         state = Layout.plan(params, dims)
         arena = Arena(state.floats)
         work = {
@@ -163,7 +163,7 @@ def test_acc_of_a_tensor_with_two_readers():
 
 def refuse(match, head=gpt2.HEAD, block=gpt2.BLOCK, tail=gpt2.TAIL, params=gpt2.PARAMS, acts=gpt2.ACTS):
     with pytest.raises(KernelArgError, match=match):
-        Program(head, block, tail, params, acts, {**DIMS, "NT": 1}, backend())
+        Program(head, block, tail, params, acts, {**DIMS, "BF16": 0, "NT": 1}, backend())
 
 
 def changed(index, **names):

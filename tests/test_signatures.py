@@ -69,7 +69,7 @@ def test_header_and_op_table_agree():
     [("const float *inp, const float *weight", "const float *weight, const float *inp"),
      ("const int32_t *tokens", "const float *tokens"), ("const float *inp,", "float *inp,"),
      ("float *out,", "const float *out,"), ("int64_t acc_inp);", "int64_t acc_x);"),
-     ("int64_t OC, int64_t NT", "int64_t NT, int64_t OC"), ("void gelu_forward", "void gelu"),
+     ("int64_t BF16, int64_t NT", "int64_t NT, int64_t BF16"), ("void gelu_forward", "void gelu"),
      ("int64_t grad_norm_scratch", "int64_t norm_scratch"), ("float *dinp1, float *dinp2", "float *dinp1")],
     ids=lambda change: change[1],
 )  # fmt: skip

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 from gpt2flat import Model
-from gpt2flat.command import StopSignal
+from gpt2flat.command import StopSignal, faster_precision
 from gpt2flat.data.tokenizer import Tokenizer
 from gpt2flat.errors import CheckpointError, NonFiniteError
 from gpt2flat.formats import llmc
+from gpt2flat.kernels import backend
 from gpt2flat.train import main
 from gpt2flat.training.loop import Sample, Stopped, Update, Validation, train, validate
 from gpt2flat.training.metrics import Metrics
@@ -436,3 +437,22 @@ def test_a_reader_that_goes_away_is_no_error(here):
     line = shlex.join(command(*SMALL, "--steps", 2000, "--log-every", 1)) + " | head -n 1"
     done = subprocess.run(line, shell=True, capture_output=True)
     assert done.stderr == b"" and done.stdout.startswith(b"machine")
+
+
+def test_precision_is_used_said_and_kept(here, capsys, monkeypatch):
+    runs = {}
+    for precision in ("fp32", "bf16"):
+        assert main([*SMALL, "--steps", "2", "--precision", precision, "--out", precision]) == 0
+        said = capsys.readouterr().out
+        assert ("bf16 products" in said) == ("of fp32 peak" in said) == (precision == "bf16")
+        assert json.loads((here / precision / "env.json").read_text())["precision"] == precision
+        runs[precision] = metrics(here / precision, "loss")[0]
+    assert 0 < abs(runs["fp32"] - runs["bf16"]) < 1e-2
+    monkeypatch.setattr("gpt2flat.train.faster_precision", lambda kernels, threads: "bf16")
+    assert main([*SMALL, "--steps", "1", "--precision", "auto", "--out", "auto"]) == 0
+    assert metrics(here / "auto", "loss")[0] == runs["bf16"]
+    assert tomllib.loads((here / "auto" / "config.toml").read_text())["precision"] == "bf16"
+
+
+def test_the_faster_precision_is_one_of_the_two():
+    assert faster_precision(backend(), 1) in ("fp32", "bf16")

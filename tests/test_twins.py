@@ -9,7 +9,7 @@ from gpt2flat.errors import UnsupportedCPUError
 from gpt2flat.kernels import jit
 
 TWINS = kernels.backend("numba")
-NO_C = "import sys\nfor isa in ('scalar', 'avx2', 'avx512'): sys.modules[f'gpt2flat.kernels._{isa}'] = None\n"
+NO_C = "import sys\nfor isa in ('scalar', 'avx2', 'avx512', 'avx512bf16'): sys.modules[f'gpt2flat.kernels._{isa}'] = None\n"
 NO_CFFI = "import sys\nsys.modules['_cffi_backend'] = sys.modules['cffi'] = None\n"
 NO_NUMBA = "import sys\nsys.modules['numba'] = None\n"
 CHOICE = (

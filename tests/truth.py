@@ -32,13 +32,13 @@ def tree16(n: int) -> int:
 # --- linear
 
 
-def linear_forward(inp, weight, bias=None, **_):
-    out = inp @ weight.T
+def linear_forward(inp, weight, BF16, bias=None, **_):
+    out = inp.product(weight.T, BF16)
     return {"out": out if bias is None else out + bias}
 
 
-def linear_backward(dout, inp, weight, **_):
-    return {"dinp": dout @ weight, "dweight": dout.T @ inp, "dbias": dout.sum(0)}
+def linear_backward(dout, inp, weight, BF16, **_):
+    return {"dinp": dout.product(weight, BF16), "dweight": dout.T.product(inp, BF16), "dbias": dout.sum(0)}
 
 
 # --- layernorm
@@ -123,58 +123,58 @@ def _qkv(inp, B, T, NH, KVH, HS):
     return _heads(inp, 0, NH, B, T, HS), key, value
 
 
-def _scores(query, key, HS):
-    return query @ key.swapaxes(2, 3) * (1 / np.sqrt(HS).item())
+def _scores(query, key, HS, BF16):
+    return query.product(key.swapaxes(2, 3), BF16) * (1 / np.sqrt(HS).item())
 
 
 def _dropped(probabilities, keep, p_drop):
     return probabilities if keep is None else probabilities.only(keep) / (1.0 - p_drop)
 
 
-def _attention(inp, p_drop, keep, B, T, NH, KVH, HS):
+def _attention(inp, p_drop, keep, B, T, NH, KVH, HS, BF16):
     query, key, value = _qkv(inp, B, T, NH, KVH, HS)
-    seen, scores = causal(T), _scores(query, key, HS)
+    seen, scores = causal(T), _scores(query, key, HS, BF16)
     top = num(np.where(seen, scores.value, -np.inf).max(3, keepdims=True))
     weights = (scores - top).only(seen).exp().only(seen)
     total = weights.sum(3, keepdims=True)
     att = weights / total
-    out = _dropped(weights, keep, p_drop) @ value / total
+    out = _dropped(weights, keep, p_drop).product(value, BF16) / total
     return _flat(out), (top + total.log())[..., 0], scores.only(seen), att
 
 
-def attention_forward(inp, p_drop, key_drop, B, T, NH, KVH, HS, keep=None, **_):
-    out, lse, _scores_, _att = _attention(inp, p_drop, keep, B, T, NH, KVH, HS)
+def attention_forward(inp, p_drop, key_drop, B, T, NH, KVH, HS, BF16, keep=None, **_):
+    out, lse, _scores_, _att = _attention(inp, p_drop, keep, B, T, NH, KVH, HS, BF16)
     return {"out": out, "lse": lse}
 
 
-def attention_standard_forward(inp, p_drop, key_drop, B, T, NH, KVH, HS, keep=None, **_):
-    out, _lse, scores, att = _attention(inp, p_drop, keep, B, T, NH, KVH, HS)
+def attention_standard_forward(inp, p_drop, key_drop, B, T, NH, KVH, HS, BF16, keep=None, **_):
+    out, _lse, scores, att = _attention(inp, p_drop, keep, B, T, NH, KVH, HS, BF16)
     return {"out": out, "scores": scores, "att": att}
 
 
-def attention_standard_backward(dout, out, att, inp, p_drop, key_drop, B, T, NH, KVH, HS, keep=None, **_):
+def attention_standard_backward(dout, out, att, inp, p_drop, key_drop, B, T, NH, KVH, HS, BF16, keep=None, **_):
     query, key, value = _qkv(inp, B, T, NH, KVH, HS)
     upstream = _heads(dout, 0, NH, B, T, HS)
     weighted = (upstream * _heads(out, 0, NH, B, T, HS)).sum(3, tree16(HS), keepdims=True)  # = that of att datt
-    datt = _dropped(upstream @ value.swapaxes(2, 3), keep, p_drop)
+    datt = _dropped(upstream.product(value.swapaxes(2, 3), BF16), keep, p_drop)
     dscores = (att * (datt - weighted)).only(causal(T)) * (1 / np.sqrt(HS).item())
-    dquery, dkey = dscores @ key, dscores.swapaxes(2, 3) @ query
-    dvalue = _dropped(att, keep, p_drop).swapaxes(2, 3) @ upstream
+    dquery, dkey = dscores.product(key, BF16), dscores.swapaxes(2, 3).product(query, BF16)
+    dvalue = _dropped(att, keep, p_drop).swapaxes(2, 3).product(upstream, BF16)
     dkey, dvalue = (x.reshape(B, KVH, NH // KVH, T, HS).sum(2) for x in (dkey, dvalue))
     return {"dinp": concatenate([_flat(x) for x in (dquery, dkey, dvalue)], 1)}
 
 
-def attention_backward(dout, out, lse, inp, p_drop, key_drop, B, T, NH, KVH, HS, **rest):
+def attention_backward(dout, out, lse, inp, p_drop, key_drop, B, T, NH, KVH, HS, BF16, **rest):
     query, key, _value = _qkv(inp, B, T, NH, KVH, HS)
-    att = (_scores(query, key, HS) - lse.reshape(B, NH, T, 1)).only(causal(T)).exp().only(causal(T))
-    return attention_standard_backward(dout, out, att, inp, p_drop, key_drop, B, T, NH, KVH, HS, **rest)
+    att = (_scores(query, key, HS, BF16) - lse.reshape(B, NH, T, 1)).only(causal(T)).exp().only(causal(T))
+    return attention_standard_backward(dout, out, att, inp, p_drop, key_drop, B, T, NH, KVH, HS, BF16, **rest)
 
 
 # --- classifier
 
 
-def classifier_forward(inp, targets, weight, V, **_):
-    logits = inp @ weight[:V].T
+def classifier_forward(inp, targets, weight, V, BF16, **_):
+    logits = inp.product(weight[:V].T, BF16)
     top = num(logits.value.max(1, keepdims=True))
     lse = (top + (logits - top).exp().sum(1, keepdims=True).log())[:, 0]
     counts = targets >= 0
@@ -182,12 +182,12 @@ def classifier_forward(inp, targets, weight, V, **_):
     return {"losses": (lse - picked).only(counts), "lse": lse}
 
 
-def classifier_backward(dlosses, lse, inp, targets, weight, V, Vp, N, **_):
-    logits = inp @ weight[:V].T
+def classifier_backward(dlosses, lse, inp, targets, weight, V, Vp, N, BF16, **_):
+    logits = inp.product(weight[:V].T, BF16)
     hit = num(np.arange(V)[None, :] == targets[:, None])
     dlogits = ((logits - lse.reshape(-1, 1)).exp() - hit) * dlosses.reshape(-1, 1)
     dlogits = concatenate([dlogits.only((targets >= 0)[:, None]), np.zeros((N, Vp - V))], 1)
-    return {"dinp": dlogits @ weight, "dweight": dlogits.T @ inp}
+    return {"dinp": dlogits.product(weight, BF16), "dweight": dlogits.T.product(inp, BF16)}
 
 
 def classifier_train(dlosses, inp, targets, weight, **dims):

@@ -1,6 +1,6 @@
 """Which backend, which instruction set, how many threads; and `run`, one kernel on NumPy arrays.
 
-GPT2FLAT_BACKEND=auto|c|numba   GPT2FLAT_ISA=auto|scalar|avx2|avx512 (of C)   OMP_NUM_THREADS=n
+GPT2FLAT_BACKEND=auto|c|numba   GPT2FLAT_ISA=auto|scalar|avx2|avx512|avx512bf16 (of C)   OMP_NUM_THREADS=n
 `auto` takes C, or the Numba twins where no C kernels can be imported. An explicit wish that cannot be met raises; the
 commands print what was taken and why. Kernels print nothing: backend().announce is told what takes long."""
 

@@ -49,13 +49,13 @@ def query_at(b, h, T, NH, KVH, HS):
     return (b * T * (NH + 2 * KVH) + h) * HS
 
 
-def attention_scratch(B, T, NH, KVH, HS, NT):
+def attention_scratch(B, T, NH, KVH, HS, BF16, NT):
     """Per worker: blocks of k and v transposed, tiles p and dp, the unscaled out of a tile, its maxima and sums."""
     return NT * (2 * HS * KEYS + 2 * QUERIES * KEYS + QUERIES * HS + 2 * QUERIES)
 
 
-def attention_standard_scratch(B, T, NH, KVH, HS, NT):
-    return attention_scratch(B, T, NH, KVH, HS, NT)
+def attention_standard_scratch(B, T, NH, KVH, HS, BF16, NT):
+    return attention_scratch(B, T, NH, KVH, HS, BF16, NT)
 
 
 @serial
@@ -91,7 +91,7 @@ def softmax_block(p, seen, scale, most, total, i, lanes):
 
 
 @serial
-def forward_tile(out, lse, inp, p_drop, key_drop, scratch, w, bh, i0, T, NH, KVH, HS, lanes):
+def forward_tile(out, lse, inp, p_drop, key_drop, scratch, w, bh, i0, T, NH, KVH, HS, BF16, lanes):
     """Queries [i0, i0 + QUERIES) of head bh against all keys they see."""
     kt, _vt, p, _dp, o, most, total = rooms(scratch, w, HS)
     b, h, W, rows = bh // NH, bh % NH, (NH + 2 * KVH) * HS, min(QUERIES, T - i0)
@@ -101,7 +101,7 @@ def forward_tile(out, lse, inp, p_drop, key_drop, scratch, w, bh, i0, T, NH, KVH
     for j0 in range(0, i0 + rows, KEYS):
         n = min(KEYS, i0 + rows - j0)
         transpose(kt, i64(0), i64(KEYS), inp, k + j0 * W, W, HS, n)
-        tile(p, i64(0), i64(KEYS), inp, q, W, i64(1), kt, i64(0), i64(KEYS), rows, n, HS, i64(0))
+        tile(p, i64(0), i64(KEYS), inp, q, W, i64(1), kt, i64(0), i64(KEYS), rows, n, HS, i64(0), BF16)
         for i in range(rows):
             seen = min(n, i0 + i + 1 - j0)
             row, o_i = p[i * KEYS : i * KEYS + n], o[i * HS : (i + 1) * HS]
@@ -111,7 +111,7 @@ def forward_tile(out, lse, inp, p_drop, key_drop, scratch, w, bh, i0, T, NH, KVH
                     o_i[j] *= old
             if p_drop > ZERO:
                 drop(row[:seen], p_drop, key_drop, bh, i0 + i, j0)
-        tile(o, i64(0), HS, p, i64(0), i64(KEYS), i64(1), inp, k + KVH * HS + j0 * W, W, rows, HS, n, i64(j0 > 0))
+        tile(o, i64(0), HS, p, i64(0), i64(KEYS), i64(1), inp, k + KVH * HS + j0 * W, W, rows, HS, n, i64(j0 > 0), BF16)
     for i in range(rows):
         by, at = ONE / total[i], ((b * T + i0 + i) * NH + h) * HS
         out_i, o_i = out[at : at + HS], o[i * HS : (i + 1) * HS]
@@ -121,14 +121,14 @@ def forward_tile(out, lse, inp, p_drop, key_drop, scratch, w, bh, i0, T, NH, KVH
 
 
 @parallel
-def attention_forward(out, lse, inp, p_drop, key_drop, scratch, B, T, NH, KVH, HS, NT):
+def attention_forward(out, lse, inp, p_drop, key_drop, scratch, B, T, NH, KVH, HS, BF16, NT):
     tiles = (T + QUERIES - 1) // QUERIES
     for worker in prange(NT):
         lanes = np.empty(16, np.float32)
         # tiles grow with i0, so they are dealt out in turn; whoever computes a tile computes all of it
         for t in range(i64(worker), B * NH * tiles, NT):
             bh, i0 = t // tiles, t % tiles * QUERIES
-            forward_tile(out, lse, inp, p_drop[0], key_drop[0], scratch, i64(worker), bh, i0, T, NH, KVH, HS, lanes)
+            forward_tile(out, lse, inp, p_drop[0], key_drop[0], scratch, i64(worker), bh, i0, T, NH, KVH, HS, BF16, lanes)
 
 
 @serial
@@ -150,7 +150,7 @@ def backward_row(p, dp, up, out, att, lse, flash, scale, p_drop, key_drop, bh, i
 
 
 @serial
-def backward_head(dinp, dout, out, lse, att, inp, flash, p_drop, key_drop, scratch, w, bh, T, NH, KVH, HS, lanes):
+def backward_head(dinp, dout, out, lse, att, inp, flash, p_drop, key_drop, scratch, w, bh, T, NH, KVH, HS, BF16, lanes):
     """The tiles of one head, keys outside and queries inside: dk and dv of a block finish together, dq of a query is
     added to in ascending blocks of keys. p is made again from lse (flash) or read from att; dinp is added to."""
     kt, vt, p, dp, _o, _most, _total = rooms(scratch, w, HS)
@@ -166,8 +166,8 @@ def backward_head(dinp, dout, out, lse, att, inp, flash, p_drop, key_drop, scrat
             n, up_i = min(KEYS, i0 + rows - j0), head + i0 * pitch
             q_i, k_j, v_j = q + i0 * W, k + j0 * W, v + j0 * W
             if flash:
-                tile(p, i64(0), i64(KEYS), inp, q_i, W, i64(1), kt, i64(0), i64(KEYS), rows, n, HS, i64(0))
-            tile(dp, i64(0), i64(KEYS), dout, up_i, pitch, i64(1), vt, i64(0), i64(KEYS), rows, n, HS, i64(0))
+                tile(p, i64(0), i64(KEYS), inp, q_i, W, i64(1), kt, i64(0), i64(KEYS), rows, n, HS, i64(0), BF16)
+            tile(dp, i64(0), i64(KEYS), dout, up_i, pitch, i64(1), vt, i64(0), i64(KEYS), rows, n, HS, i64(0), BF16)
             for i in range(rows):
                 seen, row, at = min(n, i0 + i + 1 - j0), bh * T + i0 + i, up_i + i * pitch
                 p_i, dp_i = p[i * KEYS : i * KEYS + n], dp[i * KEYS : i * KEYS + n]
@@ -177,13 +177,13 @@ def backward_head(dinp, dout, out, lse, att, inp, flash, p_drop, key_drop, scrat
                              p_drop, key_drop, bh, i0 + i, j0, lanes)  # fmt: skip
                 p_i[seen:].fill(ZERO)
                 dp_i[seen:].fill(ZERO)
-            tile(dinp, v_j, W, p, i64(0), i64(1), i64(KEYS), dout, up_i, pitch, n, HS, rows, i64(1))
-            tile(dinp, q_i, W, dp, i64(0), i64(KEYS), i64(1), inp, k_j, W, rows, HS, n, i64(1))
-            tile(dinp, k_j, W, dp, i64(0), i64(1), i64(KEYS), inp, q_i, W, n, HS, rows, i64(1))
+            tile(dinp, v_j, W, p, i64(0), i64(1), i64(KEYS), dout, up_i, pitch, n, HS, rows, i64(1), BF16)
+            tile(dinp, q_i, W, dp, i64(0), i64(KEYS), i64(1), inp, k_j, W, rows, HS, n, i64(1), BF16)
+            tile(dinp, k_j, W, dp, i64(0), i64(1), i64(KEYS), inp, q_i, W, n, HS, rows, i64(1), BF16)
 
 
 @parallel
-def backward(dinp, dout, out, lse, att, inp, flash, p_drop, key_drop, scratch, B, T, NH, KVH, HS, NT, acc):
+def backward(dinp, dout, out, lse, att, inp, flash, p_drop, key_drop, scratch, B, T, NH, KVH, HS, BF16, NT, acc):
     """The heads of a group share k and v, so one thread takes the group, heads in ascending order."""
     group, W = NH // KVH, (NH + 2 * KVH) * HS
     for worker in prange(NT):
@@ -199,12 +199,12 @@ def backward(dinp, dout, out, lse, att, inp, flash, p_drop, key_drop, scratch, B
                     dinp[k + KVH * HS + t * W : k + (KVH + 1) * HS + t * W].fill(ZERO)
             for h in range(first, first + group):
                 backward_head(dinp, dout, out, lse, att, inp, flash, p_drop[0], key_drop[0], scratch, i64(worker),
-                              b * NH + h, T, NH, KVH, HS, lanes)  # fmt: skip
+                              b * NH + h, T, NH, KVH, HS, BF16, lanes)  # fmt: skip
 
 
 @serial
-def attention_backward(dinp, dout, out, lse, inp, p_drop, key_drop, scratch, B, T, NH, KVH, HS, NT, acc_inp):
-    backward(dinp, dout, out, lse, lse[:0], inp, i64(1), p_drop, key_drop, scratch, B, T, NH, KVH, HS, NT, acc_inp)
+def attention_backward(dinp, dout, out, lse, inp, p_drop, key_drop, scratch, B, T, NH, KVH, HS, BF16, NT, acc_inp):
+    backward(dinp, dout, out, lse, lse[:0], inp, i64(1), p_drop, key_drop, scratch, B, T, NH, KVH, HS, BF16, NT, acc_inp)
 
 
 # --- standard: whole rows of scores and att
@@ -226,7 +226,7 @@ def row_lse(row, room, lanes):
 
 
 @serial
-def standard_tile(out, scores, att, inp, p_drop, key_drop, scratch, w, bh, i0, T, NH, KVH, HS, lanes):
+def standard_tile(out, scores, att, inp, p_drop, key_drop, scratch, w, bh, i0, T, NH, KVH, HS, BF16, lanes):
     kt, _vt, room, _dp, _o, _most, _total = rooms(scratch, w, HS)
     b, h, W, rows = bh // NH, bh % NH, (NH + 2 * KVH) * HS, min(QUERIES, T - i0)
     q, k, scale = query_at(b, h, T, NH, KVH, HS) + i0 * W, key_at(b, h, T, NH, KVH, HS), ONE / F(math.sqrt(F(HS)))
@@ -234,7 +234,7 @@ def standard_tile(out, scores, att, inp, p_drop, key_drop, scratch, w, bh, i0, T
     for j0 in range(0, keys, KEYS):
         n = min(KEYS, keys - j0)
         transpose(kt, i64(0), i64(KEYS), inp, k + j0 * W, W, HS, n)
-        tile(scores, first + j0, T, inp, q, W, i64(1), kt, i64(0), i64(KEYS), rows, n, HS, i64(0))
+        tile(scores, first + j0, T, inp, q, W, i64(1), kt, i64(0), i64(KEYS), rows, n, HS, i64(0), BF16)
     for i in range(rows):
         seen, at = i0 + i + 1, first + i * T
         s, p = scores[at : at + seen], att[at : at + seen]
@@ -252,23 +252,23 @@ def standard_tile(out, scores, att, inp, p_drop, key_drop, scratch, w, bh, i0, T
             if p_drop > ZERO:
                 drop(row, p_drop, key_drop, bh, i0 + i, j0)
         o = ((b * T + i0) * NH + h) * HS
-        tile(out, o, NH * HS, room, i64(0), i64(KEYS), i64(1), inp, k + KVH * HS + j0 * W, W, rows, HS, n, i64(j0 > 0))
+        tile(out, o, NH * HS, room, i64(0), i64(KEYS), i64(1), inp, k + KVH * HS + j0 * W, W, rows, HS, n, i64(j0 > 0), BF16)
 
 
 @parallel
-def attention_standard_forward(out, scores, att, inp, p_drop, key_drop, scratch, B, T, NH, KVH, HS, NT):
+def attention_standard_forward(out, scores, att, inp, p_drop, key_drop, scratch, B, T, NH, KVH, HS, BF16, NT):
     tiles = (T + QUERIES - 1) // QUERIES
     for worker in prange(NT):
         lanes = np.empty(16, np.float32)
         for t in range(i64(worker), B * NH * tiles, NT):
             bh, i0 = t // tiles, t % tiles * QUERIES
             standard_tile(
-                out, scores, att, inp, p_drop[0], key_drop[0], scratch, i64(worker), bh, i0, T, NH, KVH, HS, lanes
+                out, scores, att, inp, p_drop[0], key_drop[0], scratch, i64(worker), bh, i0, T, NH, KVH, HS, BF16, lanes
             )
 
 
 @serial
 def attention_standard_backward(
-    dinp, dout, out, att, inp, p_drop, key_drop, scratch, B, T, NH, KVH, HS, NT, acc_inp
+    dinp, dout, out, att, inp, p_drop, key_drop, scratch, B, T, NH, KVH, HS, BF16, NT, acc_inp
 ):  # fmt: skip
-    backward(dinp, dout, out, att[:0], att, inp, i64(0), p_drop, key_drop, scratch, B, T, NH, KVH, HS, NT, acc_inp)
+    backward(dinp, dout, out, att[:0], att, inp, i64(0), p_drop, key_drop, scratch, B, T, NH, KVH, HS, BF16, NT, acc_inp)

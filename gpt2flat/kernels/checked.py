@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import KernelArgError
 from ..memory import axes as ax
-from .ops import KERNELS, OP_OF, Arg, Kernel
+from .ops import KERNELS, MODES, OP_OF, Arg, Kernel
 
 MAX_THREADS = 1024
 DTYPES = {"f32": np.dtype("<f4"), "i32": np.dtype("<i4")}
@@ -84,7 +84,7 @@ def _dims(kernel: Kernel, tensors: Tensors, told: dict[str, int], threads: int) 
     for name, value in told.items():
         if dims[name] != value:
             raise KernelArgError(f"{kernel.name}: {name} = {value}, but the shapes say {name} = {dims[name]}")
-    dims.setdefault("NT", threads)
+    dims = {"NT": threads} | {mode: 0 for mode in MODES} | dims
     missing = [dim for dim in kernel.dims if dim not in dims]
     if missing:
         raise KernelArgError(f"{kernel.name}: the shapes do not tell {', '.join(missing)}; pass {missing[0]}=")
@@ -103,6 +103,9 @@ def _check_values(name: str, tensors: Tensors, dims: dict[str, int]) -> None:
     """The index and dim conditions of the contracts in csrc/kernels.h."""
     if not 1 <= dims["NT"] <= MAX_THREADS:
         raise KernelArgError(f"{name}: NT = {dims['NT']} threads, expected 1 to {MAX_THREADS}")
+    for mode in MODES:
+        if dims[mode] not in (0, 1):
+            raise KernelArgError(f"{name}: {mode} = {dims[mode]}, expected 0 or 1")
     for small, large in (("T", "maxT"), ("V", "Vp"), ("KVH", "NH")):
         if small in dims and large in dims and not 0 < dims[small] <= dims[large]:
             raise KernelArgError(f"{name}: {small} = {dims[small]}, expected 1 to {large} = {dims[large]}")

@@ -11,8 +11,8 @@ from .linear import linear_backward, linear_forward, linear_scratch
 from .rows import ZERO, exp
 
 
-def classifier_scratch(N, C, V, Vp, R, NT):
-    return linear_scratch(R, C, Vp, NT)
+def classifier_scratch(N, C, V, Vp, R, BF16, NT):
+    return linear_scratch(R, C, Vp, BF16, NT)
 
 
 @parallel
@@ -43,43 +43,43 @@ def chunk_gradients(logits, dlosses, lse, targets, rows, V, Vp, NT):
 
 @serial
 def chunk_backward(
-    dinp, dweight, dlosses, lse, inp, targets, weight, logits, scratch, rows, C, V, Vp, NT, acc_inp, acc_weight
+    dinp, dweight, dlosses, lse, inp, targets, weight, logits, scratch, rows, C, V, Vp, BF16, NT, acc_inp, acc_weight
 ):
     chunk_gradients(logits, dlosses, lse, targets, rows, V, Vp, NT)
-    linear_backward(dinp, dweight, inp[:0], logits, inp, weight, scratch, rows, C, Vp, NT, acc_inp, acc_weight, i64(0))
+    linear_backward(dinp, dweight, inp[:0], logits, inp, weight, scratch, rows, C, Vp, BF16, NT, acc_inp, acc_weight, i64(0))
 
 
 @serial
-def classifier_forward(losses, lse, inp, targets, weight, logits, held, scratch, N, C, V, Vp, R, NT):
+def classifier_forward(losses, lse, inp, targets, weight, logits, held, scratch, N, C, V, Vp, R, BF16, NT):
     for n in range(0, N, R):
         rows = min(R, N - n)
-        linear_forward(logits, inp[n * C :], weight, inp[:0], scratch, rows, C, Vp, NT)
+        linear_forward(logits, inp[n * C :], weight, inp[:0], scratch, rows, C, Vp, BF16, NT)
         chunk_losses(losses[n:], lse[n:], logits, targets[n:], rows, V, Vp, NT)
     held[0] = N if N <= R else 0
 
 
 @serial
 def classifier_backward(
-    dinp, dweight, dlosses, lse, inp, targets, weight, logits, held, scratch, N, C, V, Vp, R, NT, acc_inp, acc_weight
+    dinp, dweight, dlosses, lse, inp, targets, weight, logits, held, scratch, N, C, V, Vp, R, BF16, NT, acc_inp, acc_weight
 ):
     for n in range(0, N, R):
         rows = min(R, N - n)
         if held[0] != N:
-            linear_forward(logits, inp[n * C :], weight, inp[:0], scratch, rows, C, Vp, NT)
+            linear_forward(logits, inp[n * C :], weight, inp[:0], scratch, rows, C, Vp, BF16, NT)
         chunk_backward(dinp[n * C :], dweight, dlosses[n:], lse[n:], inp[n * C :], targets[n:], weight, logits, scratch,
-                       rows, C, V, Vp, NT, acc_inp, acc_weight if n == 0 else i64(1))  # fmt: skip
+                       rows, C, V, Vp, BF16, NT, acc_inp, acc_weight if n == 0 else i64(1))  # fmt: skip
     held[0] = 0
 
 
 @serial
 def classifier_train(
     losses, dinp, dweight, lse, dlosses, inp, targets, weight, logits, held, scratch,
-    N, C, V, Vp, R, NT, acc_inp, acc_weight,
+    N, C, V, Vp, R, BF16, NT, acc_inp, acc_weight,
 ):  # fmt: skip
     for n in range(0, N, R):
         rows = min(R, N - n)
-        linear_forward(logits, inp[n * C :], weight, inp[:0], scratch, rows, C, Vp, NT)
+        linear_forward(logits, inp[n * C :], weight, inp[:0], scratch, rows, C, Vp, BF16, NT)
         chunk_losses(losses[n:], lse[n:], logits, targets[n:], rows, V, Vp, NT)
         chunk_backward(dinp[n * C :], dweight, dlosses[n:], lse[n:], inp[n * C :], targets[n:], weight, logits, scratch,
-                       rows, C, V, Vp, NT, acc_inp, acc_weight if n == 0 else i64(1))  # fmt: skip
+                       rows, C, V, Vp, BF16, NT, acc_inp, acc_weight if n == 0 else i64(1))  # fmt: skip
     held[0] = 0

@@ -7,7 +7,7 @@ B is read as it lies where its rows are contiguous, else it is transposed into s
 from numba import prange
 
 from .jit import i64, parallel, part, serial
-from .rows import ZERO
+from .rows import ZERO, rounded
 
 NB = 384  # columns of a tile: four rows of C and of B are 12 KB of L1; 768, 2304 and 3072 are multiples
 MB = 64  # rows of a tile
@@ -16,21 +16,27 @@ KS, NS = 768, 1536  # B is packed in pieces of KS x NS floats = 4.5 MB, which al
 
 
 @serial
-def sweep(c, ci, ldc, a, ai, ars, acs, b, bi, pitch, n):
+def four(a, ai, acs, bf16):
+    x0, x1, x2, x3 = a[ai], a[ai + acs], a[ai + 2 * acs], a[ai + 3 * acs]
+    return rounded(x0, bf16), rounded(x1, bf16), rounded(x2, bf16), rounded(x3, bf16)
+
+
+@serial
+def sweep(c, ci, ldc, a, ai, ars, acs, b, bi, pitch, n, bf16):
     """Four rows of C, four k: c(i,j) += sum of a(i,k) b(k,j) for n columns j."""
     c0, c1 = c[ci : ci + n], c[ci + ldc : ci + ldc + n]
     c2, c3 = c[ci + 2 * ldc : ci + 2 * ldc + n], c[ci + 3 * ldc : ci + 3 * ldc + n]
     b0, b1 = b[bi : bi + n], b[bi + pitch : bi + pitch + n]
     b2, b3 = b[bi + 2 * pitch : bi + 2 * pitch + n], b[bi + 3 * pitch : bi + 3 * pitch + n]
-    a00, a01, a02, a03 = a[ai], a[ai + acs], a[ai + 2 * acs], a[ai + 3 * acs]
+    a00, a01, a02, a03 = four(a, ai, acs, bf16)
     ai += ars
-    a10, a11, a12, a13 = a[ai], a[ai + acs], a[ai + 2 * acs], a[ai + 3 * acs]
+    a10, a11, a12, a13 = four(a, ai, acs, bf16)
     ai += ars
-    a20, a21, a22, a23 = a[ai], a[ai + acs], a[ai + 2 * acs], a[ai + 3 * acs]
+    a20, a21, a22, a23 = four(a, ai, acs, bf16)
     ai += ars
-    a30, a31, a32, a33 = a[ai], a[ai + acs], a[ai + 2 * acs], a[ai + 3 * acs]
+    a30, a31, a32, a33 = four(a, ai, acs, bf16)
     for j in range(n):
-        x0, x1, x2, x3 = b0[j], b1[j], b2[j], b3[j]
+        x0, x1, x2, x3 = rounded(b0[j], bf16), rounded(b1[j], bf16), rounded(b2[j], bf16), rounded(b3[j], bf16)
         c0[j] = c0[j] + a00 * x0 + a01 * x1 + a02 * x2 + a03 * x3
         c1[j] = c1[j] + a10 * x0 + a11 * x1 + a12 * x2 + a13 * x3
         c2[j] = c2[j] + a20 * x0 + a21 * x1 + a22 * x2 + a23 * x3
@@ -38,7 +44,7 @@ def sweep(c, ci, ldc, a, ai, ars, acs, b, bi, pitch, n):
 
 
 @serial
-def sweep_row(c, ci, a, ai, acs, b, bi, pitch, n, K):
+def sweep_row(c, ci, a, ai, acs, b, bi, pitch, n, K, bf16):
     """One row of C, all k: what is left of a tile, and generation of single tokens."""
     c0 = c[ci : ci + n]
     k4 = K // 4 * 4
@@ -46,18 +52,20 @@ def sweep_row(c, ci, a, ai, acs, b, bi, pitch, n, K):
         at, of = bi + k * pitch, ai + k * acs
         b0, b1 = b[at : at + n], b[at + pitch : at + pitch + n]
         b2, b3 = b[at + 2 * pitch : at + 2 * pitch + n], b[at + 3 * pitch : at + 3 * pitch + n]
-        a0, a1, a2, a3 = a[of], a[of + acs], a[of + 2 * acs], a[of + 3 * acs]
+        a0, a1, a2, a3 = four(a, of, acs, bf16)
         for j in range(n):
-            c0[j] = c0[j] + a0 * b0[j] + a1 * b1[j] + a2 * b2[j] + a3 * b3[j]
+            x0, x1, x2, x3 = rounded(b0[j], bf16), rounded(b1[j], bf16), rounded(b2[j], bf16), rounded(b3[j], bf16)
+            c0[j] = c0[j] + a0 * x0 + a1 * x1 + a2 * x2 + a3 * x3
     for k in range(k4, K):
-        b0, a0 = b[bi + k * pitch : bi + k * pitch + n], a[ai + k * acs]
+        b0, a0 = b[bi + k * pitch : bi + k * pitch + n], rounded(a[ai + k * acs], bf16)
         for j in range(n):
-            c0[j] = c0[j] + a0 * b0[j]
+            c0[j] = c0[j] + a0 * rounded(b0[j], bf16)
 
 
 @serial
-def tile(c, ci, ldc, a, ai, ars, acs, b, bi, pitch, M, N, K, add):
-    """A product on one thread: c (M,N) = a b, or += with `add`. b(k,j) = b[bi + k pitch + j]; at most NB columns."""
+def tile(c, ci, ldc, a, ai, ars, acs, b, bi, pitch, M, N, K, add, bf16):
+    """A product on one thread: c (M,N) = a b, or += with `add`; bf16 rounds a and b. b(k,j) = b[bi + k pitch + j]; at most
+    NB columns."""
     for k in range(0, K, KC):
         depth = min(KC, K - k)
         for i in range(0, M, 4):
@@ -69,10 +77,10 @@ def tile(c, ci, ldc, a, ai, ars, acs, b, bi, pitch, M, N, K, add):
             if rows == 4:
                 done = depth // 4 * 4
                 for d in range(0, done, 4):
-                    sweep(c, at, ldc, a, of + d * acs, ars, acs, b, by + d * pitch, pitch, N)
+                    sweep(c, at, ldc, a, of + d * acs, ars, acs, b, by + d * pitch, pitch, N, bf16)
             for r in range(rows if done < depth else 0):
                 of_r = of + r * ars + done * acs
-                sweep_row(c, at + r * ldc, a, of_r, acs, b, by + done * pitch, pitch, N, depth - done)
+                sweep_row(c, at + r * ldc, a, of_r, acs, b, by + done * pitch, pitch, N, depth - done, bf16)
 
 
 @serial
@@ -92,7 +100,7 @@ def gemm_scratch(N, K, bcs):
 
 
 @parallel
-def gemm(c, a, ars, acs, b, brs, bcs, bias, scratch, M, N, K, NT, acc):
+def gemm(c, a, ars, acs, b, brs, bcs, bias, scratch, M, N, K, bf16, NT, acc):
     """c (M,N), a(m,k) = a[m ars + k acs], b(k,n) = b[k brs + n bcs], where brs or bcs is 1; bias (N) or empty, last."""
     down = (M + MB - 1) // MB
     for n0 in range(0, N, NS):
@@ -114,9 +122,9 @@ def gemm(c, a, ars, acs, b, brs, bcs, bias, scratch, M, N, K, NT, acc):
                     n, m = n0 + t // down * NB, t % down * MB
                     rows, cols, ci, ai = min(MB, M - m), min(NB, N - n), m * N + n, m * ars + k0 * acs
                     if bcs != 1:
-                        tile(c, ci, N, a, ai, ars, acs, scratch, t // down * deep * NB, i64(NB), rows, cols, deep, add)
+                        tile(c, ci, N, a, ai, ars, acs, scratch, t // down * deep * NB, i64(NB), rows, cols, deep, add, bf16)
                     else:
-                        tile(c, ci, N, a, ai, ars, acs, b, k0 * brs + n, brs, rows, cols, deep, add)
+                        tile(c, ci, N, a, ai, ars, acs, b, k0 * brs + n, brs, rows, cols, deep, add, bf16)
                     if last and bias.size:
                         extra = bias[n : n + cols]
                         for i in range(rows):

@@ -9,13 +9,13 @@ from .rows import ZERO
 COLUMNS = 64  # a unit of the column sums
 
 
-def linear_scratch(N, C, OC, NT):
+def linear_scratch(N, C, OC, BF16, NT):
     return gemm_scratch(OC, C, C)
 
 
 @serial
-def linear_forward(out, inp, weight, bias, scratch, N, C, OC, NT):
-    gemm(out, inp, C, i64(1), weight, i64(1), C, bias, scratch, N, OC, C, NT, i64(0))
+def linear_forward(out, inp, weight, bias, scratch, N, C, OC, BF16, NT):
+    gemm(out, inp, C, i64(1), weight, i64(1), C, bias, scratch, N, OC, C, BF16, NT, i64(0))
 
 
 @parallel
@@ -35,9 +35,9 @@ def column_sums(dbias, dout, N, OC, NT, acc):
 
 
 @serial
-def linear_backward(dinp, dweight, dbias, dout, inp, weight, scratch, N, C, OC, NT, acc_inp, acc_weight, acc_bias):
+def linear_backward(dinp, dweight, dbias, dout, inp, weight, scratch, N, C, OC, BF16, NT, acc_inp, acc_weight, acc_bias):
     nothing = dbias[:0]
-    gemm(dinp, dout, OC, i64(1), weight, C, i64(1), nothing, scratch, N, C, OC, NT, acc_inp)
-    gemm(dweight, dout, i64(1), OC, inp, C, i64(1), nothing, scratch, OC, C, N, NT, acc_weight)
+    gemm(dinp, dout, OC, i64(1), weight, C, i64(1), nothing, scratch, N, C, OC, BF16, NT, acc_inp)
+    gemm(dweight, dout, i64(1), OC, inp, C, i64(1), nothing, scratch, OC, C, N, BF16, NT, acc_weight)
     if dbias.size:
         column_sums(dbias, dout, N, OC, NT, acc_bias)

@@ -10,7 +10,7 @@ from ..errors import ForkError, UnsupportedCPUError
 from . import openmp, record
 from .ops import Kernel, Op
 
-ISAS = ("scalar", "avx2", "avx512")  # in rising order; cpu_isa() in C gives the index of the best
+ISAS = ("scalar", "avx2", "avx512", "avx512bf16")  # in rising order; cpu_isa() in C gives the index of the best
 CTYPES = {"f32": "float[]", "i32": "int32_t[]"}
 _ran = _forked = False  # a kernel has run in this process; in the one it was forked from
 
@@ -70,6 +70,11 @@ class Native:
 
     def openmp(self) -> bool:
         return bool(self.lib.has_openmp())
+
+    @property
+    def multiplies_bf16(self) -> bool:
+        """Whether bf16 products are the CPU's own; without, inputs are rounded and multiplied as float32."""
+        return self.isa == "avx512bf16"
 
     def last_team(self) -> int:
         """Threads that worked in the latest kernel."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 F32, I32 = "f32", "i32"
+MODES = ("BF16",)  # dims that no shape tells: how a kernel computes, 0 unless asked for
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def _parse(text: str, role: str) -> tuple[Arg, ...]:
 
 
 _ATTENTION = dict(
-    dims="B T NH KVH HS",
+    dims="B T NH KVH HS BF16",
     written="out[B*T, NH*HS]",
     read="inp[B*T, (NH+2*KVH)*HS]",
     knob="p_drop[1] key_drop:i[1]",
@@ -127,14 +128,14 @@ OPS = {
            back="tokens", flops="N*C", back_flops="2*N*C", moved="3*N*C"),
         Op("layernorm", dims="N C", written="out[N,C]", saved="mean[N] rstd[N]", read="inp[N,C]", weight="weight[C] bias[C]",
            back="mean rstd inp weight", scratch="backward", flops="8*N*C", moved="2*N*C"),
-        Op("linear", dims="N C OC", written="out[N,OC]", read="inp[N,C]", weight="weight[OC,C] bias?[OC]",
+        Op("linear", dims="N C OC BF16", written="out[N,OC]", read="inp[N,C]", weight="weight[OC,C] bias?[OC]",
            back="inp weight", scratch="forward backward", flops="2*N*C*OC", moved="N*C+N*OC+OC*C"),
         Op("attention", saved="lse[B,NH,T]", back="out lse inp p_drop key_drop", back_flops="5*B*T*(T+1)*NH*HS", **_ATTENTION),
         Op("attention_standard", saved="scores[B,NH,T,T] att[B,NH,T,T]", back="out att inp p_drop key_drop",
            back_flops="4*B*T*(T+1)*NH*HS", **_ATTENTION),
         Op("gelu", dims="N C", written="out[N,C]", read="inp[N,C]", back="inp", flops="20*N*C", moved="2*N*C"),
         Op("residual", dims="N C", written="out[N,C]", read="inp1[N,C] inp2[N,C]", identity=True, flops="N*C", moved="3*N*C"),
-        Op("classifier", dims="N C V Vp R", written="losses[N]", saved="lse[N]", read="inp[N,C]", index="targets[N]",
+        Op("classifier", dims="N C V Vp R BF16", written="losses[N]", saved="lse[N]", read="inp[N,C]", index="targets[N]",
            weight="weight[Vp,C]", work="logits[R,Vp] held:i[1]", back="lse inp targets weight", head=True,
            scratch="forward backward train", flops="2*N*C*Vp", moved="N*C+N*Vp+Vp*C"),
         Op("grad_norm", dims="P", written="norm[1]", read="grads[P]", scratch="forward", update=True, flops="2*P", moved="P"),

@@ -34,6 +34,19 @@ def exp(x):
     return p if x == x else x
 
 
+ROUND_BF16, ODD, HIGH, QUIET, HALFWORD = np.uint32(0x7FFF), np.uint32(1), np.uint32(0xFFFF0000), np.uint32(0x400000), np.uint32(16)
+
+
+@serial
+def rounded(x, bf16):
+    """x, or with bf16 the bf16 nearest to it, ties to even; NaN stays one."""
+    if not bf16:
+        return x
+    bits = F(x).view(np.uint32)
+    up = np.uint32(bits + ROUND_BF16 + np.uint32(np.uint32(bits >> HALFWORD) & ODD)) if x == x else np.uint32(bits | QUIET)
+    return np.uint32(up & HIGH).view(np.float32)
+
+
 @serial
 def clear(lanes, value):
     for i in range(16):
