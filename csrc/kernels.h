@@ -116,6 +116,13 @@ int64_t has_openmp(void);
 int64_t sources_hash(void);
 void peak_fma(float *out, int64_t rounds, int64_t NT);
 int64_t peak_flops(void);
+// stream: the memory of a kernel without its arithmetic. Visits arrays inside data `rounds` times, threads their parts.
+//   ranges (count,3) are rows of what, first float, floats; what = 0 read, 1 update (read and written), 2 write.
+//   Neighbours of equal length are walked side by side and must come in this order: an element that is updated is
+//   multiplied by factors[0], one that is written becomes factors[0], and the first of these gets factors[1] times the
+//   sum of those that are read. factors (2): 1 and 0, which no compiler knows   out (16*NT): sums of what is only read
+void stream(float *out, float *data, const int64_t *ranges, const float *factors, int64_t count, int64_t rounds,
+            int64_t NT);
 // cpu_isa: the best instruction set that both the CPU and the operating system offer: 0 scalar, 1 avx2+fma, 2 avx512,
 // 3 avx512 with bf16.
 int64_t cpu_isa(void);

@@ -109,3 +109,11 @@ class Native:
         self.ready()
         out = np.zeros(32 * threads, np.float32)
         return lambda rounds: self.lib.peak_fma(self.ffi.from_buffer("float[]", out), rounds, threads)
+
+    def stream_round(self, out: np.ndarray, data: np.ndarray, ranges: np.ndarray, threads: int, factors=(1, 0)):
+        """A callable (rounds) that visits arrays inside `data` (kernels.h, stream); time it for the speed of memory.
+        Ranges are the caller's duty."""
+        self.ready()
+        floats = [self.ffi.from_buffer("float[]", view) for view in (out, data, np.array(factors, np.float32))]
+        pointers = [*floats[:2], self.ffi.from_buffer("int64_t[]", ranges), floats[2]]
+        return lambda rounds: self.lib.stream(*pointers, len(ranges), rounds, threads)

@@ -9,18 +9,14 @@ from collections.abc import Callable
 
 import numba
 import numpy as np
-from numba import prange
 from numba.core import event
 
-from . import native
-from .jit import STEMS, parallel
+from . import cpu, native
+from .jit import STEMS
 from .ops import KERNELS, OPS, Kernel, Op
-from .rows import ONE
 
 ABSENT = np.empty(0, np.float32)  # an optional argument that is not there
 LOCK = threading.Lock()  # of the process, as numba's pool of threads is
-CHAINS = 256  # independent FMAs of peak_round; STEPS: length of a chain in a round
-STEPS = 64
 
 
 class _Compiling(event.Listener):
@@ -44,19 +40,6 @@ class _Writable:
     def __init__(self, array: np.ndarray):
         self.array = array  # keeps it alive
         self.__array_interface__ = array.__array_interface__ | {"data": (array.ctypes.data, False)}
-
-
-@parallel
-def _peak(out, rounds, NT):
-    for worker in prange(NT):
-        sums = out[np.int64(worker) * CHAINS : (np.int64(worker) + 1) * CHAINS]
-        x, y = sums[0] + ONE, sums[1]
-        for _ in range(rounds * STEPS // 8):
-            for i in range(CHAINS):
-                s = sums[i]
-                s = ((s * x + y) * x + y) * x + y
-                s = ((s * x + y) * x + y) * x + y
-                sums[i] = (s * x + y) * x + y
 
 
 class Twins:
@@ -131,9 +114,15 @@ class Twins:
 
     def flops_of_peak_round(self) -> int:
         """Flops of one round of peak_round, per thread."""
-        return 2 * CHAINS * STEPS
+        return 2 * cpu.CHAINS * cpu.STEPS
 
     def peak_round(self, threads: int):
         """A callable (rounds) that runs independent FMAs on `threads` threads; time it for the machine's peak."""
-        out = np.zeros(CHAINS * threads, np.float32)
-        return lambda rounds: self._bound(_peak, [out, rounds, threads], threads)()
+        out = np.zeros(cpu.CHAINS * threads, np.float32)
+        return lambda rounds: self._bound(cpu.peak, [out, rounds, threads], threads)()
+
+    def stream_round(self, out: np.ndarray, data: np.ndarray, ranges: np.ndarray, threads: int, factors=(1, 0)):
+        """A callable (rounds) that visits arrays inside `data` (kernels.h, stream); time it for the speed of memory.
+        Ranges are the caller's duty."""
+        views = [out, data, ranges.reshape(-1), np.array(factors, np.float32)]
+        return lambda rounds: self._bound(cpu.stream, [*views, len(ranges), rounds, threads], threads)()
