@@ -74,15 +74,12 @@ class Call:
 
     @property
     def flops(self) -> int:
-        forward = ax.size(self.op.flops, self.numbers)
-        backward = ax.size(self.op.back_flops, self.numbers) if self.op.back_flops else 2 * forward
-        form = self.kernel.name.removeprefix(self.op.name + "_")
-        return {"backward": backward, "train": forward + backward}.get(form, forward)
+        return self.op.count_flops(self.kernel, self.numbers)
 
     @property
     def bytes(self) -> int:
-        """Bytes of the tensors that the call reads and writes, each once."""
-        return 4 * sum(ax.floats(a.axes, self.numbers) for a in self.kernel.args if a.name in self.refs)
+        """Bytes that the call reads and writes at least."""
+        return sum(move.bytes for move in self.op.moves(self.kernel, self.numbers) if move.name in self.refs)
 
     def code(self) -> str:
         """The call as a line of Python for kernels.run; only the dims that no shape tells are passed."""

@@ -6,9 +6,13 @@ Sizes, checks, test inputs, program listings and costs derive from here; tests h
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
+
+from ..memory import axes as ax
 
 F32, I32 = "f32", "i32"
 MODES = ("BF16",)  # dims that no shape tells: how a kernel computes, 0 unless asked for
+READ, UPDATE, WRITE = range(3)  # what a kernel does to an array; of csrc/kernels.h, stream
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,26 @@ class Kernel:
     accs: tuple[str, ...] = ()
 
 
+class Move(NamedTuple):
+    """What a call does to one tensor: READ, UPDATE (read and written) or WRITE, and how many floats of it."""
+
+    name: str
+    what: int
+    floats: int
+
+    @property
+    def bytes(self) -> int:
+        return 4 * self.floats * (2 if self.what == UPDATE else 1)
+
+
 @dataclass(frozen=True)
 class Op:
     """written: outputs, each with a gradient; saved: kept for backward; read: inputs with a gradient; index: int32 inputs;
     knob: one-element values that change between calls; weight: parameters; work: state between the op's own kernels.
     `back` names the forward arguments that backward reads besides the gradients. An `identity` op passes its gradient on
     unchanged, so where the homes coincide it has no backward step. A `head` op ends the program and has a train form.
-    `flops` and `moved` (floats) are of forward; backward costs twice the flops unless `back_flops` says otherwise."""
+    `flops` are of forward; backward costs twice as many unless `back_flops` says otherwise. A kernel moves all of each
+    tensor once, or of a table what `visited` says: the rows that ids pick."""
 
     name: str
     dims: str
@@ -57,7 +74,7 @@ class Op:
     update: bool = False  # belongs to the optimizer: no backward, its kernel is named like the op
     flops: str = "0"
     back_flops: str = ""
-    moved: str = "0"
+    visited: str = ""
 
     def args(self, *roles: str) -> tuple[Arg, ...]:
         return tuple(arg for role in roles for arg in _parse(getattr(self, role), role))
@@ -99,6 +116,27 @@ class Op:
         both = (self.forward,) if self.update else (self.forward, self.backward)
         return both + ((self.train,) if self.head else ())
 
+    def count_flops(self, kernel: Kernel, numbers: dict[str, int]) -> int:
+        """Flops of one call of one of the op's kernels; numbers: its dims."""
+        forward = ax.size(self.flops, numbers)
+        backward = ax.size(self.back_flops, numbers) if self.back_flops else 2 * forward
+        form = kernel.name.removeprefix(self.name + "_")
+        return {"backward": backward, "train": forward + backward}.get(form, forward)
+
+    def moves(self, kernel: Kernel, numbers: dict[str, int]) -> list[Move]:
+        """What one call has to read and write at least; numbers: its dims and accumulate flags. Scratch and work space,
+        which another way of computing may not need, are left out."""
+        visited, found = {arg.name: arg.axes for arg in _parse(self.visited, "weight")}, []
+        for arg in kernel.args:
+            if arg.role in ("work", "scratch"):
+                continue
+            source = arg.name[1:] if arg.role == "gradient" else arg.name
+            added = arg.role == "gradient" and numbers.get(f"acc_{source}") or self.update and arg.role == "saved"
+            what = READ if arg.const else UPDATE if added else WRITE
+            axes = arg.axes if what == WRITE else visited.get(source, arg.axes)  # what overwrites a table writes all
+            found.append(Move(arg.name, what, ax.floats(axes, numbers)))
+        return found
+
 
 def _gradient(arg: Arg) -> Arg:
     return Arg("d" + arg.name, arg.axes, "gradient", arg.dtype, arg.optional)
@@ -118,30 +156,29 @@ _ATTENTION = dict(
     knob="p_drop[1] key_drop:i[1]",
     scratch="forward backward",
     flops="2*B*T*(T+1)*NH*HS",
-    moved="B*T*(2*NH+2*KVH)*HS",
 )
 
 OPS = {
     op.name: op
     for op in (
         Op("embedding", dims="N T C Vp maxT", written="out[N,C]", index="tokens[N]", weight="wte[Vp,C] wpe[maxT,C]",
-           back="tokens", flops="N*C", back_flops="2*N*C", moved="3*N*C"),
+           back="tokens", flops="N*C", back_flops="2*N*C", visited="wte[N,C] wpe[T,C]"),
         Op("layernorm", dims="N C", written="out[N,C]", saved="mean[N] rstd[N]", read="inp[N,C]", weight="weight[C] bias[C]",
-           back="mean rstd inp weight", scratch="backward", flops="8*N*C", moved="2*N*C"),
+           back="mean rstd inp weight", scratch="backward", flops="8*N*C"),
         Op("linear", dims="N C OC BF16", written="out[N,OC]", read="inp[N,C]", weight="weight[OC,C] bias?[OC]",
-           back="inp weight", scratch="forward backward", flops="2*N*C*OC", moved="N*C+N*OC+OC*C"),
+           back="inp weight", scratch="forward backward", flops="2*N*C*OC"),
         Op("attention", saved="lse[B,NH,T]", back="out lse inp p_drop key_drop", back_flops="5*B*T*(T+1)*NH*HS", **_ATTENTION),
         Op("attention_standard", saved="scores[B,NH,T,T] att[B,NH,T,T]", back="out att inp p_drop key_drop",
            back_flops="4*B*T*(T+1)*NH*HS", **_ATTENTION),
-        Op("gelu", dims="N C", written="out[N,C]", read="inp[N,C]", back="inp", flops="20*N*C", moved="2*N*C"),
-        Op("residual", dims="N C", written="out[N,C]", read="inp1[N,C] inp2[N,C]", identity=True, flops="N*C", moved="3*N*C"),
+        Op("gelu", dims="N C", written="out[N,C]", read="inp[N,C]", back="inp", flops="20*N*C"),
+        Op("residual", dims="N C", written="out[N,C]", read="inp1[N,C] inp2[N,C]", identity=True, flops="N*C"),
         Op("classifier", dims="N C V Vp R BF16", written="losses[N]", saved="lse[N]", read="inp[N,C]", index="targets[N]",
            weight="weight[Vp,C]", work="logits[R,Vp] held:i[1]", back="lse inp targets weight", head=True,
-           scratch="forward backward train", flops="2*N*C*Vp", moved="N*C+N*Vp+Vp*C"),
-        Op("grad_norm", dims="P", written="norm[1]", read="grads[P]", scratch="forward", update=True, flops="2*P", moved="P"),
+           scratch="forward backward train", flops="2*N*C*Vp"),
+        Op("grad_norm", dims="P", written="norm[1]", read="grads[P]", scratch="forward", update=True, flops="2*P"),
         Op("adamw", dims="P", saved="params[P] m[P] v[P]", read="grads[P]",
            knob="lr[1] beta1[1] beta2[1] eps[1] weight_decay[1] correction1[1] correction2[1] grad_scale[1]",
-           update=True, flops="16*P", moved="7*P"),
+           update=True, flops="16*P"),
     )
 }  # fmt: skip
 KERNELS = {kernel.name: kernel for op in OPS.values() for kernel in op.kernels}
