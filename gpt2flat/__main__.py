@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "train a model, from scratch or from a checkpoint",
     "generate": "write text with a trained model",
     "check": "compare a model with PyTorch's numbers, or its gradients with numeric ones",
+    "bench": "time every kernel against what this machine can do",
     "info": "print the memory map and the program of a model",
 }
 

@@ -9,22 +9,17 @@ import platform
 import re
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
-
 from . import __version__
 from .data.tokenizer import escape_controls
 from .errors import DataError, Gpt2FlatError, UsageError, reason
 from .kernels import backend, cpu_name
-from .kernels import run as run_kernel
 from .training.settings import READ
 
 INTERRUPTED, BROKEN_PIPE, FILE_TROUBLE = 130, 141, 5
@@ -140,35 +135,6 @@ def open_kernels(name: str | None = None):
     kernels = backend(name)
     kernels.announce = lambda line: print(line, file=sys.stderr, flush=True)
     return kernels
-
-
-def measure_peak(kernels, threads: int) -> float:
-    """Flops per second of independent FMAs in registers: the most this machine can do. The best of several windows of 10 ms or
-    more, because the first ones find the threads still on one core."""
-    run_rounds, rounds, window, best = kernels.peak_round(threads), 512, 0.0, 0.0
-    for _ in range(12):
-        while True:
-            start = time.perf_counter()
-            run_rounds(rounds)
-            window = time.perf_counter() - start
-            if window >= 0.01:
-                break
-            rounds *= 2
-        best = max(best, rounds / window)
-    return best * kernels.flops_of_peak_round() * kernels.last_team()
-
-
-def faster_precision(kernels, threads: int) -> str:
-    """"bf16" if a product of its kind is faster here than in "fp32": on some CPUs it has half the speed, on most none."""
-    N, C, OC = 256, 768, 768
-    x, w, y = (np.zeros(shape, np.float32) for shape in ((N, C), (OC, C), (N, OC)))
-    laps = {"fp32": [], "bf16": []}
-    for _ in range(7):
-        for mode, name in enumerate(laps):
-            start = time.perf_counter()
-            run_kernel("linear_forward", out=y, inp=x, weight=w, BF16=mode, threads=threads, kernels=kernels)
-            laps[name].append(time.perf_counter() - start)
-    return min(laps, key=lambda name: statistics.median(laps[name]))
 
 
 def environment(model, peak: float) -> dict[str, object]:

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from .command import Parser, StopSignal, data_folders, duration, environment, faster_precision, measure_peak, open_kernels, run
+from .benchmarks.machine import faster_precision, measure_peak
+from .command import Parser, StopSignal, data_folders, duration, environment, open_kernels, run
 from .data.tokenizer import Decoder, Tokenizer, escape_controls
 from .data.tokens import TokenLoader
 from .errors import DataError, UsageError

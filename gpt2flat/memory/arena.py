@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 
-from ..errors import CapacityError
+from ..errors import CapacityError, reason
 from .layout import Layout
 from .limits import available_memory
 
@@ -76,9 +76,7 @@ class Arena:
             at = at if name == "header" else _round_up(at, PAGE_FLOATS)
         self.state_end = at
         self._map = self._reserve_room()
-        raw = np.frombuffer(self._map, np.uint8)
-        self._skip = -raw.ctypes.data % HUGE_PAGE
-        self._floats = raw[self._skip : self._skip + (len(raw) - self._skip) // 4 * 4].view(np.float32)
+        self._floats, self._skip = _floats(self._map)
         self.end = self.state_end
         self._admitted: dict[str, int] = {}  # bytes by section that were checked against free memory
         self.admit("header", "params")
@@ -169,6 +167,25 @@ def _reserve(length: int) -> mmap.mmap:
         except OSError:
             pass  # a kernel without transparent huge pages
     return region
+
+
+def _floats(region: mmap.mmap) -> tuple[np.ndarray, int]:
+    """The floats of a region from its first huge page on, and the bytes before that."""
+    raw = np.frombuffer(region, np.uint8)
+    skip = -raw.ctypes.data % HUGE_PAGE
+    return raw[skip : skip + (len(raw) - skip) // 4 * 4].view(np.float32), skip
+
+
+def flat(floats: int, what: str) -> np.ndarray:
+    """Zeros in a flat float32 buffer of its own that lies in memory as the arena does. what: who needs it, for the
+    CapacityError when it does not fit."""
+    have, limit = available_memory()
+    if 4 * floats > have:
+        raise CapacityError(f"{what} needs {human(4 * floats)}, but only {human(have)} are available ({limit})")
+    try:
+        return _floats(_reserve(4 * floats + HUGE_PAGE))[0][:floats]
+    except OSError as error:
+        raise CapacityError(f"{what} needs {human(4 * floats)}, which cannot be reserved: {reason(error)}") from None
 
 
 def _release(region: mmap.mmap, start: int, length: int) -> None:

@@ -1,0 +1,1 @@
+"""How fast each kernel runs, and how fast this machine would let it."""

@@ -1,0 +1,149 @@
+"""What this machine can do at most: flops in registers, and the reads and writes of a kernel without its arithmetic.
+
+Both are timed with the threads and the instruction set of the kernels, in windows; the best window is the limit."""
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from statistics import median
+
+import numpy as np
+
+from ..errors import KernelArgError
+from ..kernels import run
+from ..kernels.ops import READ, UPDATE, WRITE, Move
+from ..memory.arena import flat
+from ..memory.limits import available_memory
+
+WINDOW = 0.005  # seconds: long enough for the clock, short enough to slip between what else runs
+WINDOWS = 20  # the first ones find the threads still on one core
+LEAST_STREAM = 1 << 28  # bytes
+PATTERNS = {  # how far apart the speeds of memory lie, from reading only to the optimizer
+    "read": (READ,),
+    "copy": (READ, WRITE),
+    "triad": (READ, READ, WRITE),
+    "adamw": (READ, UPDATE, UPDATE, UPDATE),
+}
+
+
+class Timed:
+    """Something that runs in rounds. Each sample is the seconds of a round, over as many as fill `window` seconds."""
+
+    def __init__(self, run_rounds: Callable[[int], object], window: float | None = None):
+        self.run_rounds, self.window = run_rounds, WINDOW if window is None else window
+        self.rounds, self.samples = 1, []
+
+    def sample(self) -> None:
+        if self.rounds > 1:
+            self.run_rounds(1)  # untimed: what ran before has the caches and may have put the threads to sleep
+        while True:
+            start = time.perf_counter()
+            self.run_rounds(self.rounds)
+            seconds = time.perf_counter() - start
+            if seconds >= self.window:
+                break
+            self.rounds *= 2
+        self.samples.append(seconds / self.rounds)
+
+    @property
+    def best(self) -> float:
+        return min(self.samples)
+
+    @property
+    def middle(self) -> float:
+        return median(self.samples)
+
+
+class Machine:
+    """The kernels of one backend and instruction set on a number of threads, and the peak of these."""
+
+    def __init__(self, kernels, threads: int):
+        self.kernels, self.threads = kernels, threads
+        self.timed = Timed(_ready(kernels.peak_round(threads)))
+
+    def measure_peak(self, windows: int = WINDOWS) -> float:
+        """Flops per second of independent FMAs in registers, the best window so far."""
+        for _ in range(windows):
+            self.timed.sample()
+        return self.peak
+
+    @property
+    def peak(self) -> float:
+        return self.kernels.flops_of_peak_round() * self.team / self.timed.best
+
+    @property
+    def team(self) -> int:
+        """Threads that were at work in the latest kernel."""
+        return self.kernels.last_team()
+
+
+class Stream:
+    """Arrays inside a flat float32 buffer that are read, updated (read and written back as they are) or written, as by
+    a kernel.
+
+    parts: what is done to each, and at which float it starts. Arrays of equal length are walked side by side. Raises
+    KernelArgError for one that leaves the buffer."""
+
+    def __init__(self, data: np.ndarray, parts: Iterable[tuple[Move, int]]):
+        parts = list(parts)
+        rows = sorted((-move.floats, move.what, start) for move, start in parts)
+        if any(not 0 <= start <= start - minus_floats <= data.size for minus_floats, _what, start in rows):
+            raise KernelArgError(f"a stream leaves its {data.size} floats")
+        self.data, self.bytes = data, sum(move.bytes for move, _ in parts)
+        self.ranges = np.array([(what, start, -minus_floats) for minus_floats, what, start in rows], np.int64)
+
+    def on(self, kernels, threads: int) -> Callable[[int], object]:
+        """A callable (rounds)."""
+        out = np.zeros(16 * threads, np.float32)
+        return _ready(kernels.stream_round(out, self.data, self.ranges, threads))
+
+
+def _ready(run_rounds: Callable[[int], object]) -> Callable[[int], object]:
+    run_rounds(0)  # the twins compile here, outside of any window
+    return run_rounds
+
+
+def measure_peak(kernels, threads: int) -> float:
+    """Flops per second of independent FMAs in registers: the most these kernels can do on this machine."""
+    return Machine(kernels, threads).measure_peak()
+
+
+def measure_memory(kernels, threads: int) -> dict[str, float]:
+    """Bytes per second of each of PATTERNS on arrays that no cache holds. What writes have to fetch does not count."""
+    most = max(map(len, PATTERNS.values()))
+    total = max(LEAST_STREAM, 2 * threads * last_cache())  # if every thread had a last cache of its own
+    floats = min(total, available_memory()[0] // 2) // 4 // most
+    data, found = flat(most * floats, "the memory speed"), {}
+    data[:] = 1.0
+    for name, what in PATTERNS.items():
+        stream = Stream(data, [(Move("", kind, floats), i * floats) for i, kind in enumerate(what)])
+        timed = Timed(stream.on(kernels, threads))
+        for _ in range(WINDOWS // 2):
+            timed.sample()
+        found[name] = stream.bytes / timed.best
+    return found
+
+
+def last_cache() -> int:
+    """Bytes of the last cache of a core; 0 where the system does not say."""
+    for name in ("SC_LEVEL3_CACHE_SIZE", "SC_LEVEL2_CACHE_SIZE"):
+        if name in getattr(os, "sysconf_names", ()) and (size := os.sysconf(name)) > 0:
+            return size
+    return 0
+
+
+def faster_precision(kernels, threads: int) -> str:
+    """"bf16" if a product of its kind is faster here than in "fp32": on some CPUs it has half the speed, on most none."""
+    N, C, OC = 256, 768, 768
+    x, w, y = (np.zeros(shape, np.float32) for shape in ((N, C), (OC, C), (N, OC)))
+
+    def product(mode: int, rounds: int) -> None:
+        for _ in range(rounds):
+            run("linear_forward", out=y, inp=x, weight=w, BF16=mode, threads=threads, kernels=kernels)
+
+    laps = {name: Timed(partial(product, mode), window=0.0) for mode, name in enumerate(("fp32", "bf16"))}
+    for _ in range(7):
+        for timed in laps.values():
+            timed.sample()
+    return min(laps, key=lambda name: laps[name].middle)

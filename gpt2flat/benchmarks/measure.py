@@ -1,0 +1,93 @@
+"""Times one kernel on several machines in turn, beside the limits of the machine in the same rounds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from ..kernels import run
+from .cases import Arguments, Case
+from .machine import WINDOW, Machine, Timed
+
+TOLERANCE = 0.03  # by so much a share may exceed 1: clocks and neighbours change between two windows
+ATTEMPTS = 4  # more rounds, with the peak measured anew, before such a share is believed
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel on one machine. arrays: bytes of its arguments; seconds: median of the rounds; moved: bytes it has to
+    read and write; peak: flops per second; memory: bytes per second of the same reads and writes without arithmetic."""
+
+    case: Case
+    backend: str
+    isa: str
+    threads: int
+    arrays: int
+    seconds: float
+    fastest: float
+    slowest: float
+    moved: int
+    peak: float
+    memory: float
+
+    @property
+    def flops_per_s(self) -> float:
+        return self.case.flops / self.seconds
+
+    @property
+    def bytes_per_s(self) -> float:
+        return self.moved / self.seconds
+
+    @property
+    def of_peak(self) -> float:
+        return self.flops_per_s / self.peak
+
+    @property
+    def of_memory(self) -> float:
+        return self.bytes_per_s / self.memory
+
+    @property
+    def impossible(self) -> str:
+        """What is wrong with a row whose share exceeds 1; "" if none does."""
+        shares = {"measured peak": self.of_peak, "measured memory speed": self.of_memory}
+        over = [f"{share:.0%} of the {what}" for what, share in shares.items() if share > 1 + TOLERANCE]
+        return f"{self.case.kernel.name} {self.case} ({self.isa}) reaches {' and '.join(over)}" if over else ""
+
+
+def _repeat(call: Callable[[], object], rounds: int) -> None:
+    for _ in range(rounds):
+        call()
+
+
+def measure(case: Case, machines: list[Machine], memory: list, repeats: int, window: float) -> list[Row]:
+    """The rows of a case after `repeats` rounds over all machines, each with a window of the kernel, of its stream and
+    of the peak; the limits are the best windows.
+
+    memory: the kernels whose streams count, the fastest is the limit of all. Raises KernelArgError for dims that cannot
+    be, and CapacityError."""
+    arguments = Arguments(case, machines)
+    timed, threads = {}, {}
+    for machine in machines:
+        run(case.kernel.name, kernels=machine.kernels, **arguments.views, **arguments.numbers)  # checks everything
+        threads[machine] = machine.team
+        call = machine.kernels.bind(case.kernel, arguments.views, arguments.numbers)
+        timed[machine] = Timed(partial(_repeat, call), window)
+    visits = [arguments.stream.on(kernels, machines[0].threads) for kernels in memory]
+    streams = [Timed(visit, max(window, WINDOW)) for visit in visits]  # as long, or what disturbs would differ
+    for attempt in range(ATTEMPTS):
+        for _ in range(repeats):
+            for machine in machines:
+                timed[machine].sample()
+                machine.measure_peak(1)
+            for stream in streams:
+                stream.sample()
+        speed = arguments.stream.bytes / min(stream.best for stream in streams)
+        rows = [
+            Row(case, m.kernels.name, m.kernels.isa, threads[m], arguments.bytes, timed[m].middle, timed[m].best,
+                max(timed[m].samples), arguments.stream.bytes, m.peak, speed)
+            for m in machines
+        ]  # fmt: skip
+        if not any(row.impossible for row in rows):
+            break
+        for machine in machines:
+            machine.measure_peak()
+    return rows
