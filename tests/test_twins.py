@@ -137,3 +137,32 @@ def test_the_peak_can_be_measured():
     run_rounds = TWINS.peak_round(2)
     run_rounds(3)
     assert TWINS.last_team() == 2 and TWINS.flops_of_peak_round() > 0
+
+
+# --- without compiling
+
+AS_PYTHON = """
+import numba, harness
+from gpt2flat import kernels
+from gpt2flat.kernels.ops import KERNELS, OP_OF
+twins = kernels.backend("numba")
+assert numba.config.DISABLE_JIT and not hasattr(twins.functions["gelu_forward"], "py_func")
+few = dict(B=2, T=5, N=10, C=19, OC=18, KVH=2, group=2, HS=5, V=5, pad=3, extra=1, R=4, P=33)
+many = dict(B=1, T=197, N=34, C=785, OC=20, KVH=1, group=1, HS=2, V=200, pad=3, extra=1, R=3, P=66000)
+for name, kernel in KERNELS.items():
+    small = harness.Case(name, harness.dims_of(OP_OF[name], few))
+    large = harness.Case(name, harness.dims_of(OP_OF[name], many | (dict(N=7, C=5) if "classifier" in name else {})))
+    harness.check(small, twins, 1)
+    harness.check(harness.replace(small, fill="large"), twins, 1)
+    harness.check(harness.replace(small, acc=(1 << len(kernel.accs)) - 1, absent=True), twins, 3)
+    harness.check(large, twins, 2)
+    if "attention" in name:
+        harness.check(harness.replace(small, p_drop=0.3), twins, 2)
+"""
+
+
+def test_twins_are_plain_python_too(monkeypatch):
+    """With NUMBA_DISABLE_JIT=1, for a debugger and for line coverage, they meet the same reference."""
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    done = harness.python("-W", "ignore", "-c", AS_PYTHON)
+    assert done.returncode == 0, done.stderr[-3000:]

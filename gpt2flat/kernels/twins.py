@@ -87,8 +87,9 @@ class Twins:
         return self._bound(self.functions[kernel.name], values, numbers["NT"])
 
     def _bound(self, function, values: list, NT: int):
-        with LOCK:
-            function.compile(tuple(numba.typeof(value) for value in values))
+        if not numba.config.DISABLE_JIT:  # NUMBA_DISABLE_JIT=1: plain Python, which a debugger can step through
+            with LOCK:
+                function.compile(tuple(numba.typeof(value) for value in values))
 
         def call():
             with LOCK:
