@@ -39,11 +39,18 @@ typedef float wide __attribute__((vector_size(16)));
 typedef vf wide;
 #define wide_fma vf_fma
 #endif
+#ifdef __AVX512BF16__
+enum { PAIRS = 2 };  // products of a lane in bf16 (gemm.c)
+#define wide_dot vf_dot
+#else
+enum { PAIRS = 1 };
+#define wide_dot wide_fma
+#endif
 enum { LANES = sizeof(wide) / sizeof(float), CHAINS = VW == 16 ? 24 : 12, STEPS = 64, OUT = 32 / LANES };
 
-int64_t peak_flops(void) { return 2 * (int64_t)CHAINS * STEPS * LANES; }
+int64_t peak_flops(int64_t BF16) { return 2 * (int64_t)CHAINS * STEPS * LANES * (BF16 ? PAIRS : 1); }
 
-static __attribute__((noinline)) void fma_chains(float *out, int64_t steps) {
+INLINE void chains(float *out, int64_t steps, const int dot) {
     wide sum[CHAINS], x, y;
     memcpy(&x, out, sizeof x);
     memcpy(&y, out + LANES, sizeof y);
@@ -51,17 +58,20 @@ static __attribute__((noinline)) void fma_chains(float *out, int64_t steps) {
     for (int i = 0; i < CHAINS; i++) sum[i] = x + (float)i;
     for (int64_t s = 0; s < steps; s++) {
 #pragma GCC unroll 24
-        for (int i = 0; i < CHAINS; i++) sum[i] = wide_fma(sum[i], x, y);
+        for (int i = 0; i < CHAINS; i++) sum[i] = dot ? wide_dot(x, y, sum[i]) : wide_fma(sum[i], x, y);
     }
 #pragma GCC unroll 24
     for (int i = OUT; i < CHAINS; i++) sum[i % OUT] = sum[i % OUT] + sum[i];
     memcpy(out, sum, 32 * sizeof(float));
 }
 
-void peak_fma(float *out, int64_t rounds, int64_t NT) {
+static __attribute__((noinline)) void fma_chains(float *out, int64_t steps) { chains(out, steps, 0); }
+static __attribute__((noinline)) void dot_chains(float *out, int64_t steps) { chains(out, steps, 1); }
+
+void peak_fma(float *out, int64_t rounds, int64_t BF16, int64_t NT) {
     PARALLEL(NT) {
         share(0);
-        fma_chains(out + 32 * rank(), rounds * STEPS);
+        (BF16 && PAIRS == 2 ? dot_chains : fma_chains)(out + 32 * rank(), rounds * STEPS);
     }
 }
 

@@ -110,12 +110,13 @@ void adamw(float *params, float *m, float *v, const float *grads, const float *l
 
 // What the machine and this build are. last_team: threads that worked in the latest parallel kernel of this build.
 // sources_hash: which sources and flags it was built from (gpt2flat/kernels/record.py).
-// peak_fma: `rounds` rounds of peak_flops() flops per thread, independent FMAs in registers; out (32*NT), zeros to start.
+// peak_fma: `rounds` rounds of peak_flops(BF16) flops per thread, independent FMAs in registers; with BF16 = 1 of pairs in
+// bf16 where the CPU has these; out (32*NT), zeros to start.
 int64_t last_team(void);
 int64_t has_openmp(void);
 int64_t sources_hash(void);
-void peak_fma(float *out, int64_t rounds, int64_t NT);
-int64_t peak_flops(void);
+void peak_fma(float *out, int64_t rounds, int64_t BF16, int64_t NT);
+int64_t peak_flops(int64_t BF16);
 // stream: the memory of a kernel without its arithmetic. Visits arrays inside data `rounds` times, threads their parts.
 //   ranges (count,3) are rows of what, first float, floats; what = 0 read, 1 update (read and written), 2 write.
 //   Neighbours of equal length are walked side by side and must come in this order: an element that is updated is

@@ -12,7 +12,7 @@ from .command import Parser, number, open_kernels, run
 from .errors import UnsupportedCPUError, UsageError
 from .kernels import ISAS, MAX_THREADS, available_isas, backend, cpu_name, default_threads
 from .kernels.ops import KERNELS, OPS
-from .model import find_shape
+from .model import PRECISIONS, find_shape
 
 BACKENDS = ("all", "c", "numba")
 KINDS = ("all", *ISAS)
@@ -35,6 +35,7 @@ def parser() -> Parser:
     p.add_argument("-b", "--batch-size", type=number("--batch-size", int, 1, 1 << 20), default=4, metavar="B")
     p.add_argument("-t", "--seq-len", type=number("--seq-len", int, 1, 1 << 20), metavar="T",
                    help="default 64, or the block size if that is smaller")  # fmt: skip
+    p.add_argument("--precision", choices=PRECISIONS, default="fp32", help="bf16: of the products, beside their peak")
     p.add_argument("--dims", type=dims, default={}, metavar="N=256,C=768", help="other dims than the model's")
     p.add_argument(
         "--backend", choices=BACKENDS, default=wish("GPT2FLAT_BACKEND", BACKENDS), help="default: all there are"
@@ -158,11 +159,17 @@ def record(row: Row) -> dict[str, object]:
     }  # fmt: skip
 
 
+def peaks(machine: Machine) -> str:
+    """ "avx2 262", "avx512bf16 525 and 1050 of bf16"."""
+    found = [f"{machine.peak(bf16) / 1e9:.0f}{' of bf16' * bf16}" for bf16 in machine.timed]
+    return f"{machine.kernels.isa} {' and '.join(found)}"
+
+
 def first_screen(args, machines: list[Machine], speeds: dict[str, float], shapes: str) -> str:
     count = machines[0].team
     return SCREEN.format(
         machine=f"{cpu_name()}, {count} thread{'s' * (count > 1)} ({default_threads(args.threads).why})",
-        peaks=", ".join(f"{machine.kernels.isa} {machine.peak / 1e9:.0f}" for machine in machines),
+        peaks=", ".join(map(peaks, machines)),
         speeds=", ".join(f"{pattern} {speed / 1e9:.0f}" for pattern, speed in speeds.items()),
         shapes=shapes,
         repeats=args.repeats,
@@ -193,14 +200,19 @@ def body(argv: list[str]) -> int:
     B, T = args.batch_size, args.seq_len or min(64, config.block_size)
     machines = open_machines(args.backend, args.isa, default_threads(args.threads).count)
     streams = stream_kernels(machines)
-    cases = resize(select(step_cases(config, B, T, machines[-1].kernels), args.names), args.dims)
+    cases = step_cases(config, B, T, machines[-1].kernels, args.precision)
+    cases = resize(select(cases, args.names), args.dims)
     for machine in machines:
-        machine.measure_peak()
+        for bf16 in machine.timed:
+            machine.measure_peak(bf16)
     table = args.json != "-"
     if table:
         speeds = measure_memory(streams[-1], machines[0].threads)
         other = "".join(f", {dim} {size}" for dim, size in args.dims.items())
-        print(f"{first_screen(args, machines, speeds, f'{args.init}, B {B}, T {T}{other}')}\n{COLUMNS}", flush=True)
+        print(
+            f"{first_screen(args, machines, speeds, f'{args.init}, B {B}, T {T}, {args.precision}{other}')}\n{COLUMNS}",
+            flush=True,
+        )
     rows = []
     with open(args.json, "w") if args.json and table else nullcontext(sys.stdout) as out:
         for case in cases:

@@ -1,16 +1,22 @@
 // The peak by hand, for test_peak.py: independent multiply-adds that touch nothing but registers, `steps` times. Built
-// once for each instruction set with its flags; the baseline multiplies and adds in vectors of 16 bytes.
+// once for each instruction set with its flags, with -DBF16 of products in bf16; the baseline multiplies and adds in
+// vectors of 16 bytes.
 #include <stdint.h>
 
 #if defined(__AVX512F__)
 #define EACH(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11) DO(12) DO(13) DO(14) \
                  DO(15) DO(16) DO(17) DO(18) DO(19)
 #define CLEAR(i) "vpxord %%zmm" #i ", %%zmm" #i ", %%zmm" #i "\n"
-#define WORK(i) "vfmadd231ps %%zmm30, %%zmm31, %%zmm" #i "\n"
-#define BODY EACH(WORK)
 #define START EACH(CLEAR) CLEAR(30) CLEAR(31)
+#define BODY EACH(WORK)
 #define END "vzeroupper\n"
+#ifdef BF16
+#define WORK(i) "vdpbf16ps %%zmm30, %%zmm31, %%zmm" #i "\n"
+enum { FLOPS = 20 * 32 * 2 };
+#else
+#define WORK(i) "vfmadd231ps %%zmm30, %%zmm31, %%zmm" #i "\n"
 enum { FLOPS = 20 * 16 * 2 };
+#endif
 #elif defined(__FMA__)
 #define EACH(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11)
 #define CLEAR(i) "vxorps %%ymm" #i ", %%ymm" #i ", %%ymm" #i "\n"

@@ -11,7 +11,7 @@ import harness
 from gpt2flat import bench
 from gpt2flat.benchmarks import cases, machine, measure
 from gpt2flat.errors import KernelArgError, UnsupportedCPUError
-from gpt2flat.kernels.ops import KERNELS, OP_OF, OPS, READ, UPDATE, WRITE, Move
+from gpt2flat.kernels.ops import KERNELS, MODES, OP_OF, OPS, READ, UPDATE, WRITE, Move
 from gpt2flat.memory import axes as ax
 
 BACKENDS = harness.backends()
@@ -30,7 +30,7 @@ def quick(monkeypatch):
 
 def case_of(name: str, **numbers) -> cases.Case:
     op, kernel = OP_OF[name], KERNELS[name]
-    dims = {dim: numbers[dim] for dim in op.dims.split()}
+    dims = {dim: numbers.get(dim, 0) if dim in MODES else numbers[dim] for dim in op.dims.split()}
     return cases.Case(op, kernel, dims, {acc: numbers.get(acc, 0) for acc in kernel.accs}, 0)
 
 
@@ -74,8 +74,23 @@ def test_every_kernel_has_a_row_on_every_backend(tmp_path, capsys):
 def test_json_in_place_of_the_table_for_one_kernel_at_other_dims(capsys):
     assert bench.main([*SMALL, "linear_forward", "--dims", "N=5,C=7,OC=3", "--isa", "scalar", "--json"]) == 0
     (row,) = (json.loads(line) for line in capsys.readouterr().out.splitlines())
-    assert row["dims"] == {"N": 5, "C": 7, "OC": 3} and row["flops"] == 2 * 5 * 7 * 3 and row["isa"] == "scalar"
+    assert row["dims"] == {"N": 5, "C": 7, "OC": 3, "BF16": 0} and row["flops"] == 2 * 5 * 7 * 3
+    assert row["isa"] == "scalar"
     assert row["bytes"] == 4 * (5 * 7 + 3 * 7 + 3 + 5 * 3) and row["calls_per_step"] == 0
+
+
+def test_bf16_has_a_peak_of_its_own_and_only_for_products(capsys):
+    argv = [*SMALL, "linear_forward", "gelu_forward", "--precision", "bf16", "--dims", "N=4,C=64"]
+    assert bench.main([*argv, "--backend", "c"]) == 0
+    titles = [line for line in capsys.readouterr().out.splitlines() if line.startswith("linear")]
+    assert titles[0] == "linear_forward N4 C64 OC384 BF16"
+    assert bench.main([*argv, "--backend", "c", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {row["kernel"]: row["dims"].get("BF16") for row in rows} == {"linear_forward": 1, "gelu_forward": None}
+    native = BACKENDS[-2]
+    fp32, bf16 = (native.flops_of_peak_round(mode) for mode in (False, True))
+    assert bf16 == fp32 * (2 if native.multiplies_bf16 else 1)
+    assert BACKENDS[0].flops_of_peak_round(True) == BACKENDS[0].flops_of_peak_round()
 
 
 @pytest.mark.parametrize(
@@ -152,20 +167,21 @@ def test_what_counts_as_impossible():
     assert row_of(memory=16 / 1.04).impossible == "gelu_forward N1 C2 (x) reaches 104% of the measured memory speed"
 
 
-def test_a_share_that_is_too_large_is_measured_again(monkeypatch):
+def test_a_share_that_is_too_large_is_measured_again():
     """The peak seems a millionth at first. The rounds go on and the limits are measured anew until it is right."""
     native, asked = BACKENDS[0], []
 
     class Doubtful(machine.Machine):
-        @property
-        def peak(self):
-            asked.append(super().peak)
+        def measure_peak(self, bf16=False, windows=20):
+            self.timed[bf16].sample()
+
+        def peak(self, bf16=False):
+            asked.append(super().peak(bf16))
             return asked[-1] * (1e-6 if len(asked) <= 2 else 1)
 
     doubtful = Doubtful(native, 1)
-    monkeypatch.setattr(Doubtful, "measure_peak", lambda self, windows=20: self.timed.sample())
     (row,) = measure.measure(case_of("linear_forward", N=64, C=64, OC=64), [doubtful], [native], 2, 0.0)
-    assert len(asked) == 3 and len(doubtful.timed.samples) == 3 * 2 + 2 and not row.impossible
+    assert len(asked) == 3 and len(doubtful.timed[False].samples) == 3 * 2 + 2 and not row.impossible
 
 
 # --- what is moved, and what is streamed

@@ -14,13 +14,19 @@ import harness
 from gpt2flat.benchmarks.machine import Machine, Timed
 
 HERE = Path(__file__).parent
-BY_ISA = pytest.mark.parametrize("native", harness.natives(), ids=lambda native: native.isa)
+LOOPS = [(native, bf16) for native in harness.natives() for bf16 in (False, True)[: 1 + native.multiplies_bf16]]
+BY_LOOP = pytest.mark.parametrize(
+    "native, bf16", LOOPS, ids=lambda x: getattr(x, "isa", "bf16" if x is True else "fp32")
+)
 WITHIN = 0.03
 WINDOW = 0.003  # short: a busy neighbour spoils fewer of them
-MULTIPLY_ADD = {
-    "scalar": r"(mulps|addps) +%xmm\d+,%xmm\d+",
-    "avx2": r"vfmadd\d+ps +%ymm\d+,%ymm\d+,%ymm\d+",
-    "avx512": r"vfmadd\d+ps +%zmm\d+,%zmm\d+,%zmm\d+",
+ZMM = r" +%zmm\d+,%zmm\d+,%zmm\d+"
+MULTIPLY_ADD = {  # (instruction set, bf16): the instruction, its flops
+    ("scalar", False): (r"(mulps|addps) +%xmm\d+,%xmm\d+", 4),
+    ("avx2", False): (r"vfmadd\d+ps +%ymm\d+,%ymm\d+,%ymm\d+", 2 * 8),
+    ("avx512", False): (r"vfmadd\d+ps" + ZMM, 2 * 16),
+    ("avx512bf16", False): (r"vfmadd\d+ps" + ZMM, 2 * 16),
+    ("avx512bf16", True): ("vdpbf16ps" + ZMM, 2 * 32),
 }
 COUNTING = r"(add|sub|inc|dec|cmp|test|j\w+)q? .*|xchg +%ax,%ax|nop.*"
 
@@ -31,11 +37,21 @@ def need(tool: str) -> str:
     return path
 
 
-def by_hand(native, folder: Path) -> Timed:
+def by_hand(native, bf16: bool, folder: Path) -> Timed:
     """tests/peak.c for the instruction set of `native`; a round is 4096 steps. Its attribute `flops` is of a round."""
     flags = runpy.run_path(str(HERE.parent / "csrc/build.py"))["ISA_FLAGS"][native.isa]
     library = folder / f"peak_{native.isa}.so"
-    words = [need("gcc"), "-O2", *flags, "-shared", "-fPIC", "-o", str(library), str(HERE / "peak.c")]
+    words = [
+        need("gcc"),
+        "-O2",
+        *flags,
+        *["-DBF16"] * bf16,
+        "-shared",
+        "-fPIC",
+        "-o",
+        str(library),
+        str(HERE / "peak.c"),
+    ]
     subprocess.run(words, check=True, capture_output=True, text=True)
     loaded = ctypes.CDLL(str(library))
     timed = Timed(lambda rounds: loaded.peak(ctypes.c_int64(4096 * rounds)), WINDOW)
@@ -44,60 +60,60 @@ def by_hand(native, folder: Path) -> Timed:
 
 
 @pytest.mark.full
-@BY_ISA
-def test_the_measured_peak_is_that_of_a_loop_by_hand(native, tmp_path):
+@BY_LOOP
+def test_the_measured_peak_is_that_of_a_loop_by_hand(native, bf16, tmp_path):
     """The best windows of both, in turn, on one thread; more of them while the machine is too busy to show either."""
-    hand, machine = by_hand(native, tmp_path), Machine(native, 1)
-    machine.timed.window = WINDOW
+    hand, machine = by_hand(native, bf16, tmp_path), Machine(native, 1)
+    machine.timed[bf16].window = WINDOW
     for _ in range(10):
         for _ in range(50):
             hand.sample()
-            machine.measure_peak(1)
-        ratio = machine.peak / (hand.flops / hand.best)
+            machine.measure_peak(bf16, windows=1)
+        ratio = machine.peak(bf16) / (hand.flops / hand.best)
         if abs(ratio - 1) <= WITHIN:
             break
     assert abs(ratio - 1) <= WITHIN, f"{native.isa}: the measured peak is {ratio:.3f} of the one by hand"
 
 
-def loop_of(listing: str) -> list[str]:
-    """The instructions of the innermost loop of fma_chains in a disassembly."""
-    found = re.search(r"<fma_chains>:\n(.*?)(\n\n|\Z)", listing, re.S)
-    assert found, "no fma_chains in the module: was it stripped?"
+def loop_of(listing: str, function: str = "fma_chains") -> list[str]:
+    """The instructions of the only loop of a function in a disassembly."""
+    found = re.search(rf"<{function}>:\n(.*?)(\n\n|\Z)", listing, re.S)
+    assert found, f"no {function} in the module: was it stripped?"
     code = [(int(at, 16), text.strip()) for at, text in re.findall(r"^ *([0-9a-f]+):\t(.*)$", found[1], re.M)]
     jumps = [
         (at, int(to, 16)) for at, text in code for to in re.findall(r"^j\w+ +([0-9a-f]+)", text) if int(to, 16) < at
     ]
-    assert len(jumps) == 1, f"{len(jumps)} loops in fma_chains"
+    assert len(jumps) == 1, f"{len(jumps)} loops in {function}"
     end, start = jumps[0]
     return [text.partition("#")[0].strip() for at, text in code if start <= at <= end]
 
 
-def strangers(isa: str, loop: list[str]) -> list[str]:
+def strangers(kind: tuple[str, bool], loop: list[str]) -> list[str]:
     """What is neither a multiply-add in registers nor the counting of steps."""
-    return [text for text in loop if not re.fullmatch(f"{MULTIPLY_ADD[isa]}|{COUNTING}", text) or "(" in text]
+    return [text for text in loop if not re.fullmatch(f"{MULTIPLY_ADD[kind][0]}|{COUNTING}", text) or "(" in text]
 
 
 @pytest.mark.full
-@BY_ISA
-def test_the_loop_of_the_peak_stays_in_registers(native):
+@BY_LOOP
+def test_the_loop_of_the_peak_stays_in_registers(native, bf16):
     module = importlib.import_module(f"gpt2flat.kernels._{native.isa}").__file__
     words = [need("objdump"), "-d", "--no-show-raw-insn", module]
-    loop = loop_of(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
-    assert strangers(native.isa, loop) == []
-    lanes = {"scalar": 4, "avx2": 8, "avx512": 16}[native.isa]
-    work = sum(bool(re.match(MULTIPLY_ADD[native.isa], text)) for text in loop)
-    flops = work * lanes * (1 if native.isa == "scalar" else 2)
-    assert native.flops_of_peak_round() % flops == 0, "each counted flop is in the loop, and no other"
+    listing = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    loop, kind = loop_of(listing, "dot_chains" if bf16 else "fma_chains"), (native.isa, bf16)
+    assert strangers(kind, loop) == []
+    instruction, flops = MULTIPLY_ADD[kind]
+    flops *= sum(bool(re.match(instruction, text)) for text in loop)
+    assert native.flops_of_peak_round(bf16) % flops == 0, "each counted flop is in the loop, and no other"
 
 
 def test_a_load_or_another_instruction_in_the_loop_is_seen():
     start = "1 <fma_chains>:\n   10:\tmov    %rsi,%rax\n   20:\tvfmadd132ps %ymm1,%ymm0,%ymm5\n"
     listing = start + "   25:\tadd    $0x1,%rax\n{}   39:\tjne    20 <x>\n\n"
-    assert strangers("avx2", loop_of(listing.format(""))) == []
+    assert strangers(("avx2", False), loop_of(listing.format(""))) == []
     for text in (
         "vfmadd132ps (%rdi),%ymm0,%ymm5",
         "vmovups %ymm0,(%rsp)",
         "vfmadd132ps %xmm1,%xmm0,%xmm5",
         "vaddps %ymm1,%ymm0,%ymm5",
     ):
-        assert strangers("avx2", loop_of(listing.format(f"   30:\t{text}\n"))) == [text]
+        assert strangers(("avx2", False), loop_of(listing.format(f"   30:\t{text}\n"))) == [text]

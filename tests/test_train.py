@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from gpt2flat import Model
-from gpt2flat.command import StopSignal, faster_precision
+from gpt2flat.benchmarks.machine import faster_precision
+from gpt2flat.command import StopSignal
 from gpt2flat.data.tokenizer import Tokenizer
 from gpt2flat.errors import CheckpointError, NonFiniteError
 from gpt2flat.formats import llmc

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..arch import gpt2
 from ..errors import UsageError
-from ..kernels.ops import I32, KERNELS, OPS, Arg, Kernel, Op
+from ..kernels.ops import I32, KERNELS, MODES, OPS, Arg, Kernel, Op
 from ..memory.arena import Section, flat
 from ..memory.layout import ALIGN, Layout, Row
 from ..model import Model
@@ -40,19 +40,25 @@ class Case:
         return self.op.moves(self.kernel, self.dims | self.accs)
 
     @property
+    def bf16(self) -> bool:
+        return bool(self.dims.get("BF16"))
+
+    @property
     def key(self) -> tuple:
         return self.kernel.name, *self.dims.items(), *self.accs.items()
 
     def __str__(self) -> str:
         flags = [acc for acc, on in self.accs.items() if on]
-        return " ".join([*(f"{dim}{size}" for dim, size in self.dims.items()), *flags])
+        sizes = [f"{dim}{size}" for dim, size in self.dims.items() if dim not in MODES]
+        return " ".join([*sizes, *(mode for mode in MODES if self.dims.get(mode)), *flags])
 
 
-def step_cases(config: gpt2.GPT2Config, B: int, T: int, kernels) -> list[Case]:
+def step_cases(config: gpt2.GPT2Config, B: int, T: int, kernels, precision: str = "fp32") -> list[Case]:
     """Every kernel of the op table at each of its shapes in a training step of (B, T), in the order of the table.
 
     The attention that the step does not use comes with no calls; the optimizer is one call on all parameters."""
-    programs = [Model(config, attention, kernels=kernels).program(B, T) for attention in gpt2.ATTENTION]
+    models = [Model(config, attention, kernels=kernels, precision=precision) for attention in gpt2.ATTENTION]
+    programs = [model.program(B, T) for model in models]
     called = [call for program in programs for call in program.calls]
     step = programs[0].body + programs[0].train[0]
     known = programs[0].dims | {"P": config.num_parameters}

@@ -56,21 +56,23 @@ class Timed:
 
 
 class Machine:
-    """The kernels of one backend and instruction set on a number of threads, and the peak of these."""
+    """The kernels of one backend and instruction set on a number of threads, and the peaks of these: of float32, and of
+    products in bf16 where the CPU has them (else these are float32 too)."""
 
     def __init__(self, kernels, threads: int):
         self.kernels, self.threads = kernels, threads
-        self.timed = Timed(_ready(kernels.peak_round(threads)))
+        modes = (False, True) if kernels.multiplies_bf16 else (False,)
+        self.timed = {bf16: Timed(_ready(kernels.peak_round(threads, bf16))) for bf16 in modes}
 
-    def measure_peak(self, windows: int = WINDOWS) -> float:
+    def measure_peak(self, bf16: bool = False, windows: int = WINDOWS) -> float:
         """Flops per second of independent FMAs in registers, the best window so far."""
         for _ in range(windows):
-            self.timed.sample()
-        return self.peak
+            self.timed[bf16 and self.kernels.multiplies_bf16].sample()
+        return self.peak(bf16)
 
-    @property
-    def peak(self) -> float:
-        return self.kernels.flops_of_peak_round() * self.team / self.timed.best
+    def peak(self, bf16: bool = False) -> float:
+        bf16 = bf16 and self.kernels.multiplies_bf16
+        return self.kernels.flops_of_peak_round(bf16) * self.team / self.timed[bf16].best
 
     @property
     def team(self) -> int:
@@ -134,7 +136,7 @@ def last_cache() -> int:
 
 
 def faster_precision(kernels, threads: int) -> str:
-    """"bf16" if a product of its kind is faster here than in "fp32": on some CPUs it has half the speed, on most none."""
+    """bf16 if a product of its kind is faster here than in fp32: on some CPUs it has half the speed, on most none."""
     N, C, OC = 256, 768, 768
     x, w, y = (np.zeros(shape, np.float32) for shape in ((N, C), (OC, C), (N, OC)))
 

@@ -77,17 +77,17 @@ def measure(case: Case, machines: list[Machine], memory: list, repeats: int, win
         for _ in range(repeats):
             for machine in machines:
                 timed[machine].sample()
-                machine.measure_peak(1)
+                machine.measure_peak(case.bf16, windows=1)
             for stream in streams:
                 stream.sample()
         speed = arguments.stream.bytes / min(stream.best for stream in streams)
         rows = [
             Row(case, m.kernels.name, m.kernels.isa, threads[m], arguments.bytes, timed[m].middle, timed[m].best,
-                max(timed[m].samples), arguments.stream.bytes, m.peak, speed)
+                max(timed[m].samples), arguments.stream.bytes, m.peak(case.bf16), speed)
             for m in machines
         ]  # fmt: skip
         if not any(row.impossible for row in rows):
             break
         for machine in machines:
-            machine.measure_peak()
+            machine.measure_peak(case.bf16)
     return rows

@@ -100,15 +100,16 @@ class Native:
 
     ready = staticmethod(ready)
 
-    def flops_of_peak_round(self) -> int:
+    def flops_of_peak_round(self, bf16: bool = False) -> int:
         """Flops of one round of peak_round, per thread."""
-        return self.lib.peak_flops()
+        return self.lib.peak_flops(bf16)
 
-    def peak_round(self, threads: int):
-        """A callable (rounds) that runs independent FMAs in registers on `threads` threads; time it for the machine's peak."""
+    def peak_round(self, threads: int, bf16: bool = False):
+        """A callable (rounds) that runs independent FMAs in registers on `threads` threads; time it for the machine's
+        peak. bf16: of products in bf16, where the CPU has them."""
         self.ready()
         out = np.zeros(32 * threads, np.float32)
-        return lambda rounds: self.lib.peak_fma(self.ffi.from_buffer("float[]", out), rounds, threads)
+        return lambda rounds: self.lib.peak_fma(self.ffi.from_buffer("float[]", out), rounds, bf16, threads)
 
     def stream_round(self, out: np.ndarray, data: np.ndarray, ranges: np.ndarray, threads: int, factors=(1, 0)):
         """A callable (rounds) that visits arrays inside `data` (kernels.h, stream); time it for the speed of memory.

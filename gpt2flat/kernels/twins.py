@@ -113,12 +113,13 @@ class Twins:
 
     ready = staticmethod(native.ready)
 
-    def flops_of_peak_round(self) -> int:
+    def flops_of_peak_round(self, bf16: bool = False) -> int:
         """Flops of one round of peak_round, per thread."""
         return 2 * cpu.CHAINS * cpu.STEPS
 
-    def peak_round(self, threads: int):
-        """A callable (rounds) that runs independent FMAs on `threads` threads; time it for the machine's peak."""
+    def peak_round(self, threads: int, bf16: bool = False):
+        """A callable (rounds) that runs independent FMAs on `threads` threads; time it for the machine's peak. bf16 is
+        no different: the twins multiply rounded numbers as float32."""
         out = np.zeros(cpu.CHAINS * threads, np.float32)
         return lambda rounds: self._bound(cpu.peak, [out, rounds, threads], threads)()
 
