@@ -243,6 +243,7 @@ def hunt_one(name: str, seed: int, count: int, parent: Path, program=(__file__,)
     place = Path(tempfile.mkdtemp(dir=parent))
     path = os.pathsep.join([str(PACKAGE.parent), str(Path(__file__).parent)])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    environment.pop("COVERAGE_PROCESS_CONFIG", None)  # to count lines would take as long again
     command = [sys.executable, "-X", "faulthandler", *program, "--worker", str(place), "--reader", name]
     command += ["--seed", str(seed), "--cases", str(count)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -66,7 +66,7 @@ def calls(model: Model) -> Iterator[tuple[str, Callable]]:
         if what != "a row":
             yield f"generate from {what}", lambda: model.generate(ids, 1) if what != "too long" else model.forward(ids)
         for name in ("forward", "forward_backward"):
-            if ids is not None:
+            if ids is not None or name == "forward_backward":
                 yield f"{name} towards {what}", lambda: getattr(model, name)(GOOD, ids)
         yield f"forward_backward of {what}", lambda: model.forward_backward(ids, GOOD)
     yield "targets of another shape", lambda: model.forward_backward(GOOD, GOOD[:, :2])

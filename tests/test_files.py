@@ -180,3 +180,26 @@ def test_a_full_disk(source):
     run = subprocess.run([sys.executable, "-c", script, source], capture_output=True, text=True, timeout=60)
     assert run.stdout.split() == ["20"], run.stderr
     assert source.read_bytes() == old and len(list(source.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_the_owner_stays_where_that_is_allowed(source, monkeypatch, allowed):
+    """Another user's file that one of its group writes: the new one is given to its owner, or keeps at least its mode."""
+    given, stat_of = [], os.stat
+
+    def of_another(path, *args, **kwargs):
+        found = stat_of(path, *args, **kwargs)
+        return os.stat_result([*found[:4], found.st_uid + 1, *found[5:10]]) if Path(path) == source else found
+
+    def give(fd, uid, gid):
+        given.append((uid, gid))
+        if not allowed:
+            raise PermissionError(errno.EPERM, "not permitted")
+
+    monkeypatch.setattr(os, "stat", of_another)
+    monkeypatch.setattr(os, "fchown", give)
+    write_atomically(source, b"new")
+    monkeypatch.undo()
+    found = os.stat(source)
+    assert given == [(found.st_uid + 1, found.st_gid)]
+    assert source.read_bytes() == b"new" and stat.S_IMODE(found.st_mode) == 0o640

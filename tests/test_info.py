@@ -11,6 +11,7 @@ import pytest
 from gpt2flat import Model
 from gpt2flat.arch import gpt2
 from gpt2flat.data.tokenizer import Tokenizer
+from gpt2flat.errors import UnsupportedCPUError
 from gpt2flat.formats import llmc
 from gpt2flat.formats.debug_state import write_debug_state
 from gpt2flat.info import main as info
@@ -186,3 +187,25 @@ def test_what_a_run_says_cannot_reach_the_terminal_raw(ask, tmp_path):
     (tmp_path / "env.json").write_text('{"started": "\\u001b[2J", "cpu": "\\u001b[2J", "commit": "\\u009b"}')
     (tmp_path / "metrics.jsonl").touch()
     assert not {"\x1b", "\x07", "\x9b"} & set(ask(tmp_path)["all"])
+
+
+def test_a_program_and_a_map(ask, tmp_path):
+    told = ask("tiny", "--program")
+    assert told["exit"] == 0 and "# classifier and backward: " in told["all"] and "linear_forward[3] -> " in told["all"]
+    told = ask("tiny", "--as-code")
+    assert told["exit"] == 0 and 'linear_forward(out=acts["qkv"][0], inp=acts["ln1"][0]' in told["all"]
+    told = ask("tiny", "--map", tmp_path / "absent" / "map.svg")
+    assert told["exit"] == 5 and "cannot be written: no such file" in told["error"] and told["error"].count("\n") == 1
+
+
+def test_a_machine_that_tells_little(ask, tmp_path, monkeypatch):
+    def none(*_):
+        raise UnsupportedCPUError("no kernels here")
+
+    monkeypatch.setattr(machine, "HUGE_PAGES", tmp_path / "absent")
+    monkeypatch.setattr(machine, "PACKAGES", ("numpy", "no-such-package"))
+    monkeypatch.setattr(machine.kernels, "backend", none)
+    monkeypatch.setattr(machine.kernels, "best_isa", none)
+    told = ask("--machine")
+    assert told["exit"] == 0 and told["kernels"] == "none: no kernels here" and "package absent" in told["packages"]
+    assert "instruction sets unknown" in told["cpu"] and "huge pages: unknown" in told["memory"]

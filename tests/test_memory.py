@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+import harness
 from gpt2flat import GPT2Config, Model
 from gpt2flat.arch import gpt2
 from gpt2flat.errors import CapacityError, KernelArgError, UsageError
@@ -216,3 +217,38 @@ def test_axes_leave_no_garbage():
         assert gc.collect() < 50
     finally:
         gc.enable()
+
+
+def test_a_section_is_a_mapping():
+    model = Model(GPT2Config(32, 97, 2, 2, 32))
+    model.plan(2, 8)
+    for section in (model.params, model.dacts):
+        names = list(section)
+        assert names == list(section.keys()) == [name for name, _ in section.items()]
+        assert all(name in section for name in names) and "nope" not in section
+
+
+def test_half_of_a_limited_address_space_is_left_to_others():
+    """With RLIMIT_AS the arena takes what it needs and half of the rest; what does not fit is said, with the cure."""
+    code = """
+import resource
+import numpy as np
+from gpt2flat import Model
+from gpt2flat.errors import CapacityError
+model = Model.init("tiny", threads=1)  # NumPy, kernels and all are loaded
+del model
+used = int(open("/proc/self/statm").read().split()[0]) * 4096
+room = 1 << 30
+resource.setrlimit(resource.RLIMIT_AS, (used + room, used + room))
+model = Model.init("tiny", threads=2)
+x = np.zeros((2, 64), int)
+assert np.isfinite(model.forward_backward(x, x))
+np.ones(room // 4, np.uint8)  # there is room for others
+try:
+    model.plan(1 << 9, 64)
+except CapacityError as error:
+    print(error)
+"""
+    done = harness.python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert "of address space that could be reserved: raise the limit (ulimit -v)" in done.stdout

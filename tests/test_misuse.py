@@ -130,3 +130,9 @@ def test_a_dim_that_contradicts_the_shapes_is_refused():
 def test_a_dropout_that_is_no_probability_is_refused(name, p):
     arrays, dims = misuse.valid(name)
     refused(name, arrays | {"p_drop": np.float32([p])}, dims, "p_drop")
+
+
+def test_a_dim_that_no_shape_tells_is_asked_for():
+    arrays, dims = misuse.valid("embedding_forward")
+    del dims["T"]
+    refused("embedding_forward", arrays, dims, "the shapes do not tell T; pass T=")

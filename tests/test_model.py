@@ -366,3 +366,24 @@ def test_any_shape_works(layers, heads, head_size, vocab, B, T, data):
         assert abs(results[-1][0] - math.log(vocab)) < 1.5 and np.isfinite(model.grads.floats).all()
         assert not model.grads["wpe"][T:].any() and not model.grads["wte"][vocab:].any()
     assert results[0][0] == results[1][0] and np.array_equal(results[0][1], results[1][1])
+
+
+def test_forward_without_targets_fills_the_activations_only():
+    model, (x, y) = random_model(), batch()
+    model.forward_backward(x, y)
+    before, stream = model.grads.floats.copy(), model.acts["stream"].copy()
+    model.acts["stream"][...] = np.nan
+    assert model.forward(x) is None
+    assert np.array_equal(model.acts["stream"], stream) and np.array_equal(model.grads.floats, before)
+    with pytest.raises(UsageError, match="backward needs a forward with targets"):
+        model.backward()
+
+
+def test_gradients_too_large_for_their_norm_change_nothing():
+    model, (x, y) = random_model(), batch()
+    model.forward_backward(x, y)
+    model.grads["wte"][3, 4] = 1e30  # finite, but not its square
+    before = model.params.floats.copy(), model.m.floats.copy()
+    with pytest.raises(NonFiniteError, match="the gradient norm is inf: the sum of squares left the range of float32"):
+        model.update()
+    assert np.array_equal(model.params.floats, before[0]) and np.array_equal(model.m.floats, before[1]) and model.t == 0

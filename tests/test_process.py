@@ -1,4 +1,5 @@
-"""What kernels do to the process around them: the float environment stays, a forked child is told that they cannot run."""
+"""Kernels and their process: the float environment stays, a forked child is told that they cannot run, threads are
+as many as there are cores and quota."""
 
 import ctypes
 import platform
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 
 import harness
+from gpt2flat import kernels
+from gpt2flat.errors import UnsupportedCPUError
 from gpt2flat.kernels.ops import KERNELS, OP_OF
 
 # --- the float environment
@@ -65,3 +68,34 @@ sys.exit(os.waitstatus_to_exitcode(status))
 def test_a_forked_child_gets_an_error_and_does_not_hang(backend, monkeypatch):
     monkeypatch.setenv("GPT2FLAT_BACKEND", backend)
     assert harness.python("-W", "ignore", "-c", FORK).returncode == 7
+
+
+# --- how many threads, and what the CPU is called
+
+
+def test_threads_are_physical_cores_within_the_quota(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(kernels, "affinity", lambda: [0, 1, 2, 3, 4, 5])
+    monkeypatch.setattr(kernels, "_core_of", lambda cpu: cpu // 2)
+    for quota, count, why in ((None, 3, "physical"), (8.0, 3, "physical"), (2.5, 2, "2.5 CPUs"), (0.3, 1, "0.3 CPUs")):
+        monkeypatch.setattr(kernels, "cpu_quota", lambda quota=quota: quota)
+        threads = kernels.default_threads()
+        assert threads.count == count and why in threads.why
+    monkeypatch.setenv("OMP_NUM_THREADS", "5,2")
+    assert kernels.default_threads() == kernels.Threads(5, "OMP_NUM_THREADS")
+    for nonsense in ("0", "-1", "many", "2.5", ""):
+        monkeypatch.setenv("OMP_NUM_THREADS", nonsense)
+        assert kernels.default_threads().count == 1
+
+
+def test_without_the_systems_word_every_cpu_is_a_core(monkeypatch):
+    def absent(*_):
+        raise OSError("no such file")
+
+    monkeypatch.setattr(kernels.Path, "read_text", absent)
+    assert kernels._core_of(7) == 7 and kernels.cpu_name()
+
+
+def test_a_backend_that_is_not_known_is_refused():
+    with pytest.raises(UnsupportedCPUError, match="backend 'fortran' is not known here; choose from auto, c, numba"):
+        kernels.backend("fortran")

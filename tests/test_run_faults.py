@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from gpt2flat import command
 from gpt2flat.data.tokenizer import Tokenizer
-from gpt2flat.errors import CheckpointError
+from gpt2flat.errors import CheckpointError, UsageError
 from gpt2flat.formats import llmc
 from gpt2flat.train import main
 from gpt2flat.training.metrics import Metrics
@@ -244,3 +245,41 @@ def test_text_values_are_left_alone():
     from gpt2flat.train import read_flags
 
     assert read_flags(["--sample-prompt", "--a_b c", "--log_every=3"]) == {"sample_prompt": "--a_b c", "log_every": 3}
+
+
+# --- how a command ends
+
+
+@pytest.mark.parametrize(
+    "raised, code, says",
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(28, "No space left on device", "a.txt"), 5, "a.txt: no space left on device"),
+        (OSError(28, "No space left on device"), 5, "standard output: no space left on device"),
+        (CheckpointError("two\nlines \x1b[2J"), 5, "two; lines \\x1b[2J"),
+    ],
+)
+def test_how_a_command_ends(capsys, raised, code, says):
+    def body(argv):
+        raise raised
+
+    assert command.run("x", body, []) == one_line(capsys, code, f"gpt2flat x: {says}")
+
+
+def test_what_is_not_installed_is_said_so(here, monkeypatch):
+    def absent(name):
+        raise command.PackageNotFoundError(name)
+
+    monkeypatch.setattr(command, "version", absent)
+    monkeypatch.setattr(command.shutil, "which", lambda name: None)  # nor is git
+    assert main([*SMALL, "--steps", "1", "-s", "0", "-o", "run"]) == 0
+    environment = json.loads(Path("run/env.json").read_text())
+    assert environment["versions"]["cffi"] == "not installed" and environment["commit"] is None
+
+
+def test_a_file_that_takes_the_name_meanwhile_is_left_alone(here):
+    run = new_run("out", "tiny", "text")
+    Path("out").write_text("mine")
+    with pytest.raises(UsageError, match="--out out: is not empty"):
+        run.reserve()
+    assert Path("out").read_text() == "mine"

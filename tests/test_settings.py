@@ -148,6 +148,7 @@ def test_help_lists_every_flag():
 
 def test_unknown_names_get_a_suggestion():
     assert "--weight-decay" in unknown("--weigth-decay")
+    assert unknown("--Batch_Size") == "--Batch_Size: write --batch-size"
     assert "--help" in unknown("--xyzzy")
 
 

@@ -207,6 +207,49 @@ def test_a_smaller_block_size_crops_a_checkpoint(here):
     assert (cropped.params["wpe"] == whole.params["wpe"][:32]).all() and cropped.config.block_size == 32
 
 
+def test_a_second_text_is_the_validation(here, capsys):
+    (here / "odd.txt").write_text(text_of(300))
+    (here / "even.txt").write_text("even\n" * 200)
+    data = ["-i", "odd.txt", "-j", "even.txt", "--tokenizer", "byte"]
+    assert main([*SMALL, *data, "-x", "1", "-s", "0", "-o", "run"]) == 0
+    # every character a token, and one for the start of a document
+    assert f"{len(text_of(300)) + 1:,} tokens to train on, 1,001 of even.txt for validation" in capsys.readouterr().out
+
+
+def test_token_files_alone_hold_gpt2s_tokens(here, capsys):
+    llmc.write_tokens("a_train.bin", Tokenizer.gpt2().encode(text_of(300)))
+    assert main([*SMALL, "-x", "1", "-i", "a_train.bin", "-v", "0", "-s", "0", "-o", "run"]) == 0
+    assert "(gpt2 tokenizer, V 50257)" in capsys.readouterr().out
+    assert Model.load("run/checkpoints/step_00000001/model.bin").config.vocab_size == 50257
+
+
+def test_samples_without_a_tokenizer_are_ids(here, capsys):
+    for name in ("model.bin", "tokens_train.bin"):
+        (here / name).write_bytes((LLMC_TINY / name).read_bytes())
+    line = "-e model.bin -i tokens_train.bin -b 1 -t 8 -v 0 -x 1 -s 1 -g 3 -o run"
+    assert main(line.split()) == 0
+    out = capsys.readouterr().out
+    assert "no tokenizer, V 97: samples are ids" in out
+    sample = out.split("| sample\n")[1].splitlines()[0].split()
+    assert len(sample) == 3 and all(0 <= int(word) < 97 for word in sample)
+
+
+def test_ids_of_data_too_large_to_look_through_are_checked_batch_by_batch(here, capsys, monkeypatch):
+    monkeypatch.setattr("gpt2flat.training.inputs.CHECKED_TOKENS", 100)
+    ids = np.zeros(2000, int)
+    ids[1000] = 97
+    llmc.write_tokens("a_train.bin", ids)
+    assert main(["-e", f"{LLMC_TINY}/model.bin", "-i", "a_train.bin", *"-v 0 -x 9 -s 0 -o run".split()]) == 4
+    assert "token 1000 is id 97, expected 0 to 96" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_a_cry_for_help_is_heard(flag, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([flag])
+    assert not end.value.code and "--weight-decay" in capsys.readouterr().out
+
+
 # --- stopping --------------------------------------------------------------------------------------------------------
 
 
@@ -331,6 +374,15 @@ def test_a_loss_that_is_not_finite_is_never_learned_from():
     with pytest.raises(NonFiniteError, match="update 0"):
         list(train(model, FakeLoader(math.inf), None, [1], s, float, bool))
     assert not hasattr(model, "settings")
+
+
+def test_a_gradient_that_is_not_finite_names_its_update():
+    model = FakeModel()
+    model.update = lambda **_: model.fail()
+    model.fail = lambda: (_ for _ in ()).throw(NonFiniteError("the gradient norm is nan: qkvw; nothing was updated"))
+    s = resolve({"steps": 2, "val_every": 0, "sample_every": 0}, {"block_size": 8}, True)
+    with pytest.raises(NonFiniteError, match="update 0: the gradient norm is nan: qkvw; .*: try a smaller --lr"):
+        list(train(model, FakeLoader(), None, [1], s, float, bool))
 
 
 def test_metrics_can_be_read_while_a_run_goes_on(tmp_path):

@@ -1,6 +1,5 @@
 """What this process may take: free memory and CPUs, as the machine and every cgroup above the process allow."""
 
-import mmap
 import os
 from pathlib import Path
 
@@ -34,12 +33,6 @@ def cpu_quota() -> float | None:
         if len(words) == 2 and all(word.isdigit() and int(word) for word in words):
             quotas.append(int(words[0]) / int(words[1]))
     return min(quotas, default=None)
-
-
-def resident_memory() -> int:
-    """Bytes of this process in memory; 0 where the system does not say."""
-    words = _read(Path("/proc/self/statm")).split()
-    return int(words[1]) * mmap.PAGESIZE if words else 0
 
 
 def _cgroups(controller: str) -> list[Path]:
