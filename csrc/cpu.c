@@ -35,20 +35,15 @@ int64_t sources_hash(void) { return SOURCES_HASH; }
 #if VW == 1  // compilers turn loops of width 1 into vectors of 16 bytes, so these are its limit
 typedef float wide __attribute__((vector_size(16)));
 #define wide_fma(a, b, c) ((a) * (b) + (c))
+#define wide_dot wide_fma
 #else
 typedef vf wide;
 #define wide_fma vf_fma
-#endif
-#ifdef __AVX512BF16__
-enum { PAIRS = 2 };  // products of a lane in bf16 (gemm.c)
 #define wide_dot vf_dot
-#else
-enum { PAIRS = 1 };
-#define wide_dot wide_fma
 #endif
 enum { LANES = sizeof(wide) / sizeof(float), CHAINS = VW == 16 ? 24 : 12, STEPS = 64, OUT = 32 / LANES };
 
-int64_t peak_flops(int64_t BF16) { return 2 * (int64_t)CHAINS * STEPS * LANES * (BF16 ? PAIRS : 1); }
+int64_t peak_flops(int64_t BF16) { return 2 * (int64_t)CHAINS * STEPS * LANES * (BF16 ? PAIR : 1); }
 
 INLINE void chains(float *out, int64_t steps, const int dot) {
     wide sum[CHAINS], x, y;
@@ -71,7 +66,7 @@ static __attribute__((noinline)) void dot_chains(float *out, int64_t steps) { ch
 void peak_fma(float *out, int64_t rounds, int64_t BF16, int64_t NT) {
     PARALLEL(NT) {
         share(0);
-        (BF16 && PAIRS == 2 ? dot_chains : fma_chains)(out + 32 * rank(), rounds * STEPS);
+        (BF16 ? dot_chains : fma_chains)(out + 32 * rank(), rounds * STEPS);
     }
 }
 

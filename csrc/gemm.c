@@ -19,12 +19,6 @@
 #define GROUPS 1
 #endif
 #define NR (16 * GROUPS)
-#ifdef __AVX512BF16__
-#define PAIR 2
-#else
-#define PAIR 1
-#define vf_dot vf_fma
-#endif
 #define KC 768      // an A panel of 8 x 768 floats is half of a 48 KB L1, and C = 768 needs a single pass
 #define MC 1024     // rows of A packed at once: MC x KC floats = 3 MB, read by all threads
 #define B_FLOATS (192 * KC)  // floats of B packed at once by a thread: 590 KB of its L2

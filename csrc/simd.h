@@ -112,6 +112,7 @@ INLINE void transpose16(float *dst, int64_t dst_stride, const float *src, int64_
 }
 
 #ifdef __AVX512BF16__
+#define PAIR 2
 // a pair is two bf16 in the place of a float, the lower index in the lower half; denormals count as 0, as in the CPU
 INLINE vf vf_dot(vf a, vf b, vf c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
 // pair i = (even[i], odd[i])
@@ -257,6 +258,11 @@ INLINE void transpose16(float *dst, int64_t dst_stride, const float *src, int64_
     for (int c = 0; c < 16; c++)
         for (int r = 0; r < 16; r++) dst[c * dst_stride + r] = src[r * src_stride + c];
 }
+#endif
+
+#ifndef PAIR  // no bf16 products: what is rounded is multiplied as float32
+#define PAIR 1
+#define vf_dot vf_fma
 #endif
 
 // exp: 2^n e^r, |r| <= ln2/2, degree 6, within 3 ulp; 0 below -87.3, inf above 88.376
