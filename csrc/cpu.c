@@ -66,7 +66,7 @@ static __attribute__((noinline)) void dot_chains(float *out, int64_t steps) { ch
 void peak_fma(float *out, int64_t rounds, int64_t BF16, int64_t NT) {
     PARALLEL(NT) {
         share(0);
-        (BF16 ? dot_chains : fma_chains)(out + 32 * rank(), rounds * STEPS);
+        (BF16 && PAIR == 2 ? dot_chains : fma_chains)(out + 32 * rank(), rounds * STEPS);
     }
 }
 
