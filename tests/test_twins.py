@@ -142,7 +142,7 @@ def test_the_peak_can_be_measured():
 # --- without compiling
 
 AS_PYTHON = """
-import numba, harness
+import numba, harness, test_bench
 from gpt2flat import kernels
 from gpt2flat.kernels.ops import KERNELS, OP_OF
 twins = kernels.backend("numba")
@@ -154,10 +154,13 @@ for name, kernel in KERNELS.items():
     large = harness.Case(name, harness.dims_of(OP_OF[name], many | (dict(N=7, C=5) if "classifier" in name else {})))
     harness.check(small, twins, 1)
     harness.check(harness.replace(small, fill="large"), twins, 1)
+    harness.check(harness.Case(name, harness.dims_of(OP_OF[name], few | dict(BF16=1))), twins, 2)
     harness.check(harness.replace(small, acc=(1 << len(kernel.accs)) - 1, absent=True), twins, 3)
     harness.check(large, twins, 2)
     if "attention" in name:
         harness.check(harness.replace(small, p_drop=0.3), twins, 2)
+test_bench.test_a_stream_touches_every_float_it_counts_once_a_round(twins, 2)
+twins.peak_round(2)(1)
 """
 
 
