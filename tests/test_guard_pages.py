@@ -3,39 +3,13 @@
 Runs in a process of its own, because the proof of an access out of bounds is that the process dies."""
 
 import ctypes
-import mmap
 import sys
 
 import numpy as np
 
 import harness
 from gpt2flat.kernels.ops import KERNELS, OP_OF
-
-PAGE = mmap.PAGESIZE
-PROT_NONE = 0
-
-
-class Fenced:
-    """An array between two forbidden pages: flush with the one behind it (`offset` even) or the one before it (odd)."""
-
-    def __init__(self, content: np.ndarray, offset: int):
-        pages = -(-content.nbytes // PAGE)
-        self.region = mmap.mmap(-1, (pages + 2) * PAGE)
-        whole = np.frombuffer(self.region, np.uint8)
-        start = PAGE if offset % 2 else (pages + 1) * PAGE - content.nbytes
-        self.view = whole[start : start + content.nbytes].view(content.dtype).reshape(content.shape)
-        self.view[...] = content
-        self.before = content.tobytes()
-        protect = ctypes.CDLL(None, use_errno=True).mprotect
-        for page in (0, pages + 1):
-            if protect(ctypes.c_void_p(whole.ctypes.data + page * PAGE), ctypes.c_size_t(PAGE), PROT_NONE):
-                raise OSError(ctypes.get_errno(), "mprotect")
-
-    def strays(self) -> int:
-        return 0
-
-    def changed(self) -> bool:
-        return self.view.tobytes() != self.before
+from homes import Fenced
 
 
 def run_all() -> None:

@@ -134,9 +134,9 @@ def test_dropout_drops_the_same_probabilities_in_every_kernel(name, form, acc):
     check_everywhere(Case(f"{name}_{form}", tuple(DROPPED.items()), p_drop=0.4, acc=acc if form == "backward" else 0))
 
 
-def mask(p: float, **sizes) -> np.ndarray:
+def mask(p: float, key: int = 12345, **sizes) -> np.ndarray:
     dims = DROPPED | sizes
-    keep = harness.keeping(Case("attention_forward", tuple(dims.items()), p_drop=p))["keep"]
+    keep = harness.keeping(Case("attention_forward", tuple(dims.items()), p_drop=p), key)["keep"]
     return keep[..., *np.tril_indices(dims["T"])]
 
 
@@ -148,9 +148,9 @@ def test_dropout_keeps_its_share(p):
         assert abs(share.sum() - expected) < 5 * spread, f"{of}: {share.sum()} of {share.size} kept"
 
 
-def test_dropout_differs_between_heads_batches_and_neighbours():
-    kept = mask(0.5, T=64).reshape(8, -1)
-    agreement = (kept[:, None] == kept[None, :]).mean(2)[~np.eye(8, dtype=bool)]
+def test_dropout_differs_between_heads_batches_keys_and_neighbours():
+    kept = np.concatenate([mask(0.5, key, T=64).reshape(8, -1) for key in (12345, 12346, -1)])
+    agreement = (kept[:, None] == kept[None, :]).mean(2)[~np.eye(24, dtype=bool)]
     assert abs(agreement - 0.5).max() < 5 * 0.5 / np.sqrt(kept.shape[1])
     full = harness.keeping(Case("attention_forward", tuple((DROPPED | {"T": 270}).items()), p_drop=0.5))["keep"]
     for lag in (1, 16, 64, 192):
@@ -193,6 +193,21 @@ def test_a_nan_reaches_the_output(case):
 
 
 @BY_ISA
+@pytest.mark.parametrize("poison", ["inp", "lse", "dlosses"])
+def test_an_ignored_target_hides_a_nan(native, poison):
+    """Its row of dlogits is 0, so that only a product with the NaN itself can show it."""
+    case = Case("classifier_backward", tuple((CLASSIFIER | {"R": 47, "BF16": 0}).items()))
+    given = harness.inputs(case)
+    given["targets"][3] = -1
+    given[poison][3] = np.nan
+    written = dict(dinp=np.empty_like(given["inp"]), dweight=np.empty_like(given["weight"]))
+    work = dict(logits=np.empty((47, CLASSIFIER["Vp"]), np.float32), V=CLASSIFIER["V"])
+    kernels.run("classifier_backward", kernels=native, **written, **given, **work)
+    assert not written["dinp"][3].any() and not np.isnan(written["dinp"]).any()
+    assert np.isnan(written["dweight"]).any() == (poison == "inp")
+
+
+@BY_ISA
 def test_exp_of_minus_infinity_is_zero(native):
     inp, weight = np.ones((1, 1), np.float32), np.float32([[0], [-np.inf], [0]])
     losses, lse = np.empty(1, np.float32), np.empty(1, np.float32)
@@ -202,10 +217,9 @@ def test_exp_of_minus_infinity_is_zero(native):
     assert losses[0] == lse[0] == np.float32(np.log(2))
 
 
-@BY_ISA
-def test_exp_is_within_three_units_in_the_last_place(native):
-    """The head with weights (1, 0), lse 0 and the second target has dinp = exp(inp)."""
-    inp = np.linspace(-87, 88, 20001, dtype=np.float32)[:, None]
+def exp_of(native, x: np.ndarray) -> np.ndarray:
+    """The kernels' exp: the head with weights (1, 0), lse 0 and the second target has dinp = exp(inp)."""
+    inp = x[:, None].astype(np.float32)
     rows, dinp, dweight = len(inp), np.empty_like(inp), np.empty((2, 1), np.float32)
     given = dict(
         inp=inp, lse=np.zeros(rows, np.float32), dlosses=np.ones(rows, np.float32), weight=np.float32([[1], [0]])
@@ -214,8 +228,20 @@ def test_exp_is_within_three_units_in_the_last_place(native):
         targets=np.ones(rows, np.int32), logits=np.empty((rows, 2), np.float32), held=np.zeros(1, np.int32), V=2
     )
     kernels.run("classifier_backward", dinp=dinp, dweight=dweight, kernels=native, **given, **work)
-    want = np.exp(inp.astype(np.float64))
-    assert (abs(dinp - want) <= 3 * np.spacing(want.astype(np.float32))).all()
+    return dinp[:, 0]
+
+
+@BY_ISA
+def test_exp_is_within_three_units_in_the_last_place(native):
+    x = np.linspace(-87, 88, 20001, dtype=np.float32)
+    want = np.exp(x.astype(np.float64))
+    assert (abs(exp_of(native, x) - want) <= 3 * np.spacing(want.astype(np.float32))).all()
+
+
+@BY_ISA
+def test_exp_ends_in_zero_and_in_infinity(native):
+    assert (exp_of(native, np.float32([-88, -1e4, -3e38])) == 0).all()
+    assert (exp_of(native, np.float32([89, 1e4, 3e38])) == np.inf).all()
 
 
 @BY_ISA
