@@ -1,6 +1,7 @@
 """Builds the C kernels; everything else is in pyproject.toml."""
 
 import runpy
+import sysconfig
 
 from setuptools import setup
 
@@ -8,5 +9,5 @@ build = runpy.run_path("csrc/build.py")
 setup(
     cffi_modules=build["MODULES"],
     cmdclass={"build_ext": build["BuildKernels"]},
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    options={} if sysconfig.get_config_var("Py_GIL_DISABLED") else {"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -4,6 +4,7 @@ A variant sees only its own flags, so no AVX opcode leaks into the baseline; non
 unsafe math or contraction, which would change bits. Each is optional; what became of it is in gpt2flat/kernels/build.json."""
 
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -21,7 +22,6 @@ from setuptools.errors import BaseError, CompileError, LinkError
 
 HERE = Path(__file__).resolve().parent
 HEADER = (HERE / "kernels.h").read_text()
-SOURCES = re.findall(r'#include "(.*?)"', (HERE / "kernels.c").read_text())
 RECORD = runpy.run_path(str(HERE.parent / "gpt2flat" / "kernels" / "record.py"))
 HASH = RECORD["source_hash"](HERE)
 
@@ -35,8 +35,8 @@ ISA_FLAGS = {
 ISA_FLAGS["avx512bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 # what CFLAGS of the environment may not bring in: bits would change, or the CPU would not know the code
-FORBIDDEN = re.compile("-(Ofast|f(fast-math|unsafe-math-optimizations|associative-math)|m(arch=.*|avx.*|fma))")
-COMPLAINT = re.compile(r"error|cannot find|undefined reference", re.IGNORECASE)
+FORBIDDEN = re.compile(r"-(Ofast|f(fast|unsafe|associative|finite|reciprocal)-math.*|fno-signed-zeros|m(arch=.*|avx.*|fma4?|bmi2?|sse[34].*|f16c|lzcnt))")
+COMPLAINT = re.compile(r"\berror:|cannot find|undefined reference", re.IGNORECASE)
 
 
 def builder(isa: str) -> FFI:
@@ -47,7 +47,7 @@ def builder(isa: str) -> FFI:
         '#include "kernels.c"',
         include_dirs=["csrc"],
         define_macros=[("SOURCES_HASH", f"INT64_C({HASH})")],
-        depends=[f"csrc/{name}" for name in ["build.py", "kernels.c", *SOURCES]],
+        depends=[str(path.relative_to(HERE.parent)) for path in RECORD["sources"](HERE)],
         extra_compile_args=FLAGS + ISA_FLAGS[isa],
         optional=True,
     )
@@ -83,7 +83,7 @@ class BuildKernels(build_ext):
     """Builds each variant by itself, with OpenMP and failing that without; leaves the record, and in a wheel libgomp."""
 
     def run(self) -> None:
-        self.variants = {}
+        self.variants, self.into_tree = {}, bool(self.inplace)  # setuptools clears `inplace` while it builds
         super().run()
         folders = {Path(self.build_lib), Path(self.get_ext_fullpath("gpt2flat.kernels._")).parents[2]}
         record = {"sources": HASH, "compiler": self.version(), "variants": self.variants}
@@ -99,7 +99,7 @@ class BuildKernels(build_ext):
         complaints = [variant.get("error") for variant in old.get("variants", {}).values()]
         self.force = bool(self.force or old.get("sources") != HASH or any(complaints))
         super().build_extensions()
-        if not self.inplace and self.openmp_used() and sys.platform == "linux":
+        if not self.into_tree and self.openmp_used() and sys.platform == "linux":
             self.copy_libgomp()
 
     def build_extension(self, ext) -> None:
@@ -120,15 +120,16 @@ class BuildKernels(build_ext):
             "error": errors[0] if errors else None,
         }  # fmt: skip
         if not built:  # an older one must not stay behind
-            for folder in (self.build_lib, "."):
+            for folder in (self.build_lib, *["."] * self.into_tree):
                 Path(folder, self.get_ext_filename(ext.name)).unlink(missing_ok=True)
             print(f"gpt2flat: {ext.name} is left out: {errors[0]}", file=sys.stderr)
 
     def ask(self, question: str) -> str:
         """What the compiler answers to an option; "" if it cannot."""
-        words = getattr(self.compiler, "compiler_so", None)
+        words = getattr(self.compiler, "compiler_so", None) or [""]
+        program = itertools.takewhile(lambda word: not word.startswith("-"), words)  # may be "ccache gcc"
         try:
-            return subprocess.run([words[0], question], capture_output=True, text=True).stdout.strip() if words else ""
+            return subprocess.run([*program, question], capture_output=True, text=True).stdout.strip()
         except OSError:
             return ""
 
@@ -143,3 +144,5 @@ class BuildKernels(build_ext):
         found = Path(self.ask("-print-file-name=libgomp.so.1"))
         if found.is_absolute() and found.exists():
             shutil.copyfile(found.resolve(), Path(self.build_lib) / "gpt2flat" / "kernels" / "libgomp.so.1")
+        else:
+            print("gpt2flat: the compiler names no libgomp.so.1: machines without one need Numba", file=sys.stderr)

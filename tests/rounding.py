@@ -77,7 +77,7 @@ class Num:
         value = bf16(self.value)
         exact = not self.err.any()
         err = abs(value - self.value) + self.err + U_BF16 * (abs(self.value) + self.err)
-        return Num(value if exact else self.value, np.where(abs(value) < FLUSH, abs(value), 0.0) if exact else err + FLUSH, self.terms)
+        return Num(value if exact else self.value, np.where(abs(self.value) < FLUSH, np.maximum(abs(value), abs(self.value)), 0.0) if exact else err + FLUSH, self.terms)
 
     def product(self, other, BF16: int) -> "Num":
         """self @ other, of rounded inputs if BF16: then a product or sum that is denormal may be lost."""

@@ -129,7 +129,8 @@ def test_what_was_built_from_other_sources_is_an_error(tree):
     stale = ask(tree)
     said = stale.stderr.splitlines()[-1]
     assert stale.returncode and "were built from other sources" in said and f"pip install -e {tree}" in said
-    run = subprocess.run([sys.executable, "-m", "gpt2flat.train", "--steps", "1"], cwd=tree, capture_output=True, text=True)
+    line, environment = [sys.executable, "-m", "gpt2flat.train", "--steps", "1"], os.environ | {"PYTHONPATH": str(tree)}
+    run = subprocess.run(line, cwd=tree, env=environment, capture_output=True, text=True)
     assert (run.returncode, run.stderr.count("\n")) == (9, 1) and "other sources" in run.stderr
     newest = max(path.stat().st_mtime for path in tree.rglob("*.so"))
     os.utime(tree / "csrc" / "gelu.c", (newest - 1e6, newest - 1e6))  # the clock does not decide, the content does
@@ -142,3 +143,33 @@ def test_an_extension_left_behind_by_a_failed_build_goes(tree):
         source.write("// an update\n")
     build(tree, CC="/nowhere/gcc")
     assert not list(tree.rglob("*.so")) and "no C compiler" in answer(tree)[1]
+
+
+def test_a_build_for_elsewhere_leaves_the_tree_alone(tree):
+    assert build(tree).returncode == 0
+    with open(tree / "csrc" / "kernels.c", "a") as source:
+        source.write("\n")
+    built = sorted(tree.glob("gpt2flat/kernels/*.so"))
+    command = [sys.executable, "setup.py", "-q", "build", "--build-base", "elsewhere"]
+    done = subprocess.run(command, cwd=tree, env=os.environ | {"CC": "/nowhere/gcc"}, capture_output=True, text=True)
+    assert done.returncode == 0 and "is left out" in done.stderr
+    assert built and sorted(tree.glob("gpt2flat/kernels/*.so")) == built
+
+
+def test_what_the_record_does_not_blame_is_not_blamed(tree):
+    """Built without OpenMP, but all there: the missing cffi is named, and no other instruction set is called missing."""
+    assert build(tree, "OpenMP").returncode == 0
+    no_cffi = "import sys\nfor name in ('_cffi_backend', 'cffi'): sys.modules[name] = None\n"
+    assert "pip install cffi" in answer(tree, no_cffi)[1]
+    label = answer(tree, "import os; os.environ['GPT2FLAT_ISA'] = 'scalar'\n")[1]
+    assert label.count("OpenMP missing") == 1 and "not built" not in label
+
+
+def test_what_lies_beside_the_sources_does_not_matter(tree):
+    assert build(tree).returncode == 0
+    (tree / "csrc" / ".#gelu.c").symlink_to("nobody@nowhere.1")  # an editor's lock
+    (tree / "csrc" / "try.c").touch()
+    assert answer(tree)[0] == "c"
+    shutil.rmtree(tree / "csrc")  # as an installed copy
+    (tree / "gpt2flat/kernels/build.json").unlink()
+    assert "build.json is missing" in ask(tree).stderr.splitlines()[-1]

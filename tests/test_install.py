@@ -27,7 +27,7 @@ def test_a_complaint_becomes_a_cause_and_a_cure(error, cause, cure):
     assert cause in record.cause(error)[0] and cure in record.cause(error)[1] and bool(cure) == bool(record.cause(error)[1])
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"variants": 3}', None])
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"variants": 3}', '{"sources": "x", "variants": {}}', '{"sources": 1, "variants": {"avx2": 3}}', None])
 def test_a_record_that_is_none_is_as_if_absent(tmp_path, content):
     if content is not None:
         (tmp_path / record.NAME).write_text(content)

@@ -91,6 +91,7 @@ def test_two_runtimes_are_seen(tmp_path):
 
 
 def test_a_runtime_of_the_wheel_serves_where_the_system_has_none(tmp_path, monkeypatch):
+    assert openmp.load()
     own = tmp_path / "libgomp.so.1"
     own.write_bytes(open(openmp.loaded()[0], "rb").read())
     code = (

@@ -509,3 +509,4 @@ def test_precision_is_used_said_and_kept(here, capsys, monkeypatch):
 
 def test_the_faster_precision_is_one_of_the_two():
     assert faster_precision(backend(), 1) in ("fp32", "bf16")
+    assert faster_precision(backend("c", "scalar"), 1) == "fp32"  # rounds, and is no faster for it

@@ -137,6 +137,8 @@ def last_cache() -> int:
 
 def faster_precision(kernels, threads: int) -> str:
     """bf16 if a product of its kind is faster here than in fp32: on some CPUs it has half the speed, on most none."""
+    if not kernels.multiplies_bf16:
+        return "fp32"  # what is rounded is multiplied as float32
     N, C, OC = 256, 768, 768
     x, w, y = (np.zeros(shape, np.float32) for shape in ((N, C), (OC, C), (N, OC)))
 
@@ -148,4 +150,4 @@ def faster_precision(kernels, threads: int) -> str:
     for _ in range(7):
         for timed in laps.values():
             timed.sample()
-    return min(laps, key=lambda name: laps[name].middle)
+    return "bf16" if laps["bf16"].middle < 0.95 * laps["fp32"].middle else "fp32"

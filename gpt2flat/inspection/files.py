@@ -65,8 +65,9 @@ def _tokens(path: Path) -> Lines:
         seen = np.zeros(1 << 16, np.int64)
         for at in range(0, file.count, PIECE):
             ids = file.read(at, min(PIECE, file.count - at)).astype(np.int64)
-            if ids.min() < 0 or ids.max() >= len(seen):
-                raise DataError(f"{path}: token {at + int(np.abs(ids).argmax())} is no id of GPT-2's, expected 0 to 50256")
+            wrong = np.flatnonzero((ids < 0) | (ids >= len(seen)))
+            if wrong.size:
+                raise DataError(f"{path}: token {at + wrong[0]} is {ids[wrong[0]]}, expected 0 to {len(seen) - 1}")
             seen += np.bincount(ids, minlength=len(seen))
         first = file.read(0, min(SHOWN, file.count))
     finally:

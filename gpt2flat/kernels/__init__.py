@@ -35,10 +35,10 @@ def _wish(variable: str, choices: tuple[str, ...]) -> str:
 
 def _missing_kernels(isa: str, error: ImportError) -> str:
     """Why a variant cannot be imported, and what helps."""
-    if known := record.why_missing(isa):
-        return f"C kernels not built, {known}"
     if (error.name or "") in ("_cffi_backend", "cffi"):
         return "the C kernels need cffi, which is missing: pip install cffi"
+    if known := record.why_missing(isa):
+        return f"C kernels not built, {known}"
     if "libgomp" in str(error):
         return f"the C kernels need libgomp, which is missing: apt install libgomp1 ({error})"
     if record.in_source_tree():
@@ -129,7 +129,7 @@ def _automatic():
     if best.openmp():
         return best
     try:
-        return _twins(f"C kernels built without OpenMP, {record.why_missing(best.isa) or 'as asked'}")
+        return _twins(f"C kernels built without OpenMP, {record.why_missing(best.isa, 'openmp') or 'as asked'}")
     except UnsupportedCPUError:
         return best
 

@@ -3,10 +3,11 @@
 import functools
 import importlib
 import os
+from importlib.util import find_spec
 
 import numpy as np
 
-from ..errors import ForkError, UnsupportedCPUError
+from ..errors import ForkError, UnsupportedCPUError, reason
 from . import openmp, record
 from .ops import Kernel, Op
 
@@ -52,7 +53,13 @@ class Native:
         module = _import(isa)
         self.isa, self.ffi, self.lib = isa, module.ffi, module.lib
         carried = self.lib.sources_hash() if hasattr(self.lib, "sources_hash") else None
-        if carried != record.expected_hash():
+        try:
+            expected = record.expected_hash()
+        except OSError as problem:
+            raise UnsupportedCPUError(f"csrc/ cannot be read ({reason(problem)}): {record.rebuild()}") from None
+        if expected is None:
+            raise UnsupportedCPUError(f"{record.NAME} is missing beside the C kernels in {record.HERE}: {record.rebuild()}")
+        if carried != expected:
             raise UnsupportedCPUError(
                 f"the C kernels ({isa}) were built from other sources than the ones here, as after an update: {record.rebuild()}"
             )
@@ -64,8 +71,10 @@ class Native:
         notes = []
         if best != self.isa and (why := record.why_missing(best)):
             notes.append(f"{best} not built, {why}")
+        elif best != self.isa and not find_spec(f"gpt2flat.kernels._{best}"):
+            notes.append(f"{best} is missing: {record.rebuild()}")
         if not self.openmp():
-            notes.append(f"one thread, built without OpenMP: {record.why_missing(self.isa) or 'as asked'}")
+            notes.append(f"one thread, built without OpenMP: {record.why_missing(self.isa, 'openmp') or 'as asked'}")
         return f"C kernels, {self.isa}" + (f" ({'; '.join(notes)})" if notes else "")
 
     def openmp(self) -> bool:

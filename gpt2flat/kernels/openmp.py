@@ -25,7 +25,7 @@ def load() -> bool:
 def loaded() -> list[str]:
     """The OpenMP runtimes in this process, by path; none where the system does not tell."""
     try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
+        lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
     except OSError:
         return []
     paths = {line.split(maxsplit=5)[5] for line in lines if len(line.split(maxsplit=5)) == 6}

@@ -19,10 +19,16 @@ CAUSES = (
 )
 
 
+def sources(csrc: Path) -> list[Path]:
+    """What an extension is built from."""
+    whole = csrc / "kernels.c"
+    return [csrc / "build.py", whole, *(csrc / name for name in re.findall(r'#include "(.*?)"', whole.read_text()))]
+
+
 def source_hash(csrc: Path) -> int:
     """60 bits that say which sources and flags an extension was built from."""
     found = hashlib.sha256()
-    for path in sorted([*csrc.glob("*.[ch]"), csrc / "build.py"]):
+    for path in sources(csrc):
         content = path.read_bytes()
         found.update(f"{path.name} {len(content)}\n".encode() + content)
     return int(found.hexdigest()[:15], 16)
@@ -34,8 +40,9 @@ def read(folder: Path = HERE) -> dict:
     `error` is the compiler's first complaint, None if there was none. Empty where no build has left a record."""
     try:
         found = json.loads((folder / NAME).read_text())
-        return found if isinstance(found.get("variants"), dict) else {}
-    except (OSError, ValueError, AttributeError):
+        variants = found["variants"].values()
+        return found if type(found["sources"]) is int and all(isinstance(v, dict) for v in variants) else {}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return {}
 
 
@@ -61,10 +68,12 @@ def cause(error: str) -> tuple[str, str]:
     return error, ""
 
 
-def why_missing(isa: str) -> str:
-    """Why a variant was not built, in a few words with the cure; "" if the record does not know."""
-    error = read().get("variants", {}).get(isa, {}).get("error")
-    if not error:
+def why_missing(isa: str, what: str = "built") -> str:
+    """Why a variant was not built, or (what = "openmp") why without OpenMP, in a few words with the cure; "" if it was, or
+    if the record does not know."""
+    variant = read().get("variants", {}).get(isa, {})
+    error = variant.get("error")
+    if not isinstance(error, str) or variant.get(what):
         return ""
     problem, cure = cause(error)
     return f"{problem}: {cure}, then {rebuild()}" if cure else f"{problem}; afterwards {rebuild()}"
