@@ -11,6 +11,7 @@ from hypothesis import settings
 
 HERE = Path(__file__).parent
 os.environ["PYTHONSAFEPATH"] = "1"  # a clone without kernels must not hide the installed copy that is being tested
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))  # for scripts there
 os.environ.setdefault("NUMBA_NUM_THREADS", "8")  # read when numba is imported; so many threads the tests ask for
 # test file -> what it needs beyond the `test` extra: modules, programs; and what brings them
 NEEDS = {

@@ -208,6 +208,19 @@ def test_an_ignored_target_hides_a_nan(native, poison):
 
 
 @BY_ISA
+def test_bf16_rounds_to_nearest_and_ties_to_even(native):
+    upper = np.arange(0x3F00, 0x4300, dtype=np.uint32)
+    rounded = [(0x7FFF, 0 * upper), (0x8000, upper & 1), (0x8001, 0 * upper + 1)]  # lower half: what it adds above
+    x, want = (np.concatenate(parts).view(np.float32).reshape(-1, 32) for parts in
+               zip(*((upper << 16 | lower, upper + up << 16) for lower, up in rounded)))  # fmt: skip
+    unit = np.eye(32, dtype=np.float32)
+    left, right = np.empty_like(x), np.empty((32, len(x)), np.float32)
+    kernels.run("linear_forward", out=left, inp=x, weight=unit, BF16=1, kernels=native)
+    kernels.run("linear_forward", out=right, inp=unit, weight=x, BF16=1, kernels=native)
+    assert np.array_equal(left, want) and np.array_equal(right.T, want)
+
+
+@BY_ISA
 def test_exp_of_minus_infinity_is_zero(native):
     inp, weight = np.ones((1, 1), np.float32), np.float32([[0], [-np.inf], [0]])
     losses, lse = np.empty(1, np.float32), np.empty(1, np.float32)

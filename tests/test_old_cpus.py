@@ -73,7 +73,8 @@ def on(cpu: str, *words: str, **environment: str) -> subprocess.CompletedProcess
     assert shutil.which("qemu-x86_64"), "qemu-x86_64 is not there: apt install qemu-user"
     path = os.pathsep.join([str(Path(kernels.__file__).parents[2]), str(Path(__file__).parent)])
     command = ["qemu-x86_64", "-cpu", cpu, sys.executable, *words] if cpu else [sys.executable, *words]
-    wanted = os.environ | ENVIRONMENT | {"PYTHONPATH": path} | environment
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("COV")}  # nothing is measured
+    wanted = inherited | ENVIRONMENT | {"PYTHONPATH": path} | environment
     return subprocess.run(command, capture_output=True, text=True, timeout=600, env=wanted)
 
 

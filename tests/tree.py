@@ -34,8 +34,10 @@ class Tree:
         shutil.copy(ROOT / file, self.folder / file)
 
     def python(self, *words: str, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess:
-        """Python in this tree. Byte code is not kept: a file changed twice in a second would look unchanged."""
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "NUMBA_CACHE", "PYTEST"))}
+        """Python in this tree, not measured for coverage. Byte code is not kept: a file changed twice in a second would
+        look unchanged."""
+        foreign = ("PYTHON", "PYTEST", "NUMBA_CACHE", "COV")
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         here = {
             "PYTHONPATH": os.pathsep.join(map(str, (self.folder, self.folder / "tests"))),
             "PYTHONDONTWRITEBYTECODE": "1",
