@@ -38,8 +38,9 @@ static void drop(float *p, const Heads *a, int64_t bh, int64_t i, int64_t j0, in
 // c (M,N) (+)= a b with the packing buffers of one thread
 static void product(float *c, int64_t ldc, const float *a, int64_t ars, int64_t acs, const float *b, int64_t brs, int64_t bcs,
                     int64_t M, int64_t N, int64_t K, int64_t acc, int64_t bf16, float *buffer) {
+    int64_t taken = 0;
     gemm_part(&(Gemm){.c = c, .ldc = ldc, .a = a, .ars = ars, .acs = acs, .b = b, .brs = brs, .bcs = bcs,
-                      .M = M, .N = N, .K = K, .acc = acc, .bf16 = bf16}, buffer, 0, 1);
+                      .M = M, .N = N, .K = K, .acc = acc, .bf16 = bf16}, &taken, buffer, 0, 1);
 }
 
 static void scale_row(float *row, float by, int64_t n) {

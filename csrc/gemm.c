@@ -2,9 +2,10 @@
 // X W^T, dY W and dY^T X are this one product with other strides. Every element of C is one FMA chain over ascending k:
 // a block of k starts from 0 or from C, so no bit depends on tiles, blocks or threads.
 //
-//   A panel: MR rows, k-major          a(0,k) a(1,k) .. a(MR-1,k) | next k ..   broadcast one by one, stays in L1
+//   A panel: MR rows                   a(0,k) a(1,k) .. a(MR-1,k) broadcast one by one. Rows that lie along k are read in place;
+//                                      others, and bf16, are packed k-major
 //   B strip: 16, 32 or 48 columns      b(k,0) b(k,1) ..           | next k ..   loaded as vectors, streams from L2
-//   Both are padded with zeros, so the k loop has no masks; a tile cut by the edge of C is finished in a buffer.
+//   What is packed is padded with zeros, so the k loop has no masks; a tile cut by the edge of C is finished in a buffer.
 //
 // In bf16 mode the packing rounds A and B. Where the CPU multiplies bf16, an item of a panel is a pair of k (PAIR 2) in the place
 // of a float and the chain runs over pairs; elsewhere an item is the rounded float. Everything counts in items.
@@ -19,9 +20,12 @@
 #define GROUPS 1
 #endif
 #define NR (16 * GROUPS)
-#define KC 768      // an A panel of 8 x 768 floats is half of a 48 KB L1, and C = 768 needs a single pass
-#define MC 1024     // rows of A packed at once: MC x KC floats = 3 MB, read by all threads
-#define B_FLOATS (192 * KC)  // floats of B packed at once by a thread: 590 KB of its L2
+#define KC 768               // items of k in a pass: C = 768 needs one, and 8 rows of 768 floats are half of a 48 KB L1
+#define MC 1024              // rows of C in a job, and rows of A packed at once: MC x KC floats = 3 MB, read by all threads
+#define B_FLOATS (96 * KC)   // floats of B packed at once by a thread: 295 KB of its L2; as much is on its way there
+#define TAIL_FLOATS (MR * KC)  // the last rows of an A that is read in place
+enum { JOBS = 4 };           // a thread finds at least so many jobs, where the columns allow it
+enum { FETCH = 4 };          // items between two lines fetched ahead
 
 typedef struct {
     float *c;
@@ -38,40 +42,74 @@ typedef struct {
 // items that hold K of k
 INLINE int64_t items(int64_t K, int64_t bf16) { return bf16 && PAIR == 2 ? (K + 1) / 2 : K; }
 
-INLINE void micro(float *c, int64_t ldc, const float *a, const float *b, int64_t K, int from_c, const float *bias,
-                  const int groups, const int dot) {
+// One tile of C. While it is computed, a line of the B that its thread packs next and a line of the next tile of C are fetched
+// every FETCH items: both would otherwise make idle multipliers wait for memory, and all at once would fill the miss buffers.
+typedef struct {
+    float *c;
+    int64_t ldc;
+    const float *a;
+    int64_t ars, acs;      // of a panel, in items
+    const float *b;
+    int64_t K, from_c;     // items; the chain starts from 0 or from C
+    const float *bias, *next_c, *next_b;
+    int64_t next_stride;   // from line to line of next_b
+} Tile;
+
+INLINE void micro(const Tile *t, const int groups, const int dot) {
     enum { NV_MAX = NR / VW };
     const int NV = groups * 16 / VW;
+    const int64_t ldc = t->ldc, ars = t->ars, acs = t->acs;
+    const float *a[(MR + 2) / 3], *b = t->b, *next_c = t->next_c, *next_b = t->next_b;  // a pointer for three rows
+    float *row = t->c;
     vf sum[MR][NV_MAX];
 #pragma GCC unroll 8
-    for (int i = 0; i < MR; i++)
-#pragma GCC unroll 16
-        for (int v = 0; v < NV; v++) sum[i][v] = from_c ? vf_load(c + i * ldc + v * VW) : vf_set(0.0f);
-    for (int64_t k = 0; k < K; k++, a += MR, b += NV * VW) {
-        vf col[NV_MAX];
-#pragma GCC unroll 16
-        for (int v = 0; v < NV; v++) col[v] = vf_load(b + v * VW);
+    for (int i = 0; i < MR; i += 3) a[i / 3] = t->a + i * ars;
+    if (t->from_c) {
 #pragma GCC unroll 8
-        for (int i = 0; i < MR; i++) {
-            vf x = vf_set(a[i]);
+        for (int i = 0; i < MR; i++, row += ldc)
 #pragma GCC unroll 16
-            for (int v = 0; v < NV; v++) sum[i][v] = dot ? vf_dot(x, col[v], sum[i][v]) : vf_fma(x, col[v], sum[i][v]);
+            for (int v = 0; v < NV; v++) sum[i][v] = vf_load(row + v * VW);
+        row = t->c;
+    } else {
+#pragma GCC unroll 8
+        for (int i = 0; i < MR; i++)
+#pragma GCC unroll 16
+            for (int v = 0; v < NV; v++) sum[i][v] = vf_set(0.0f);
+    }
+    int64_t line = 0;
+    for (int64_t left = t->K; left > 0;) {
+        int64_t steps = left < FETCH ? left : FETCH;
+        left -= steps;
+        __builtin_prefetch(next_b, 0, 2);
+        __builtin_prefetch(next_c, 1, 2);
+        next_b += t->next_stride, next_c += 16;
+        if (++line == groups) line = 0, next_c += ldc - groups * 16;
+#pragma GCC unroll 1
+        for (; steps > 0; steps--, b += NV * VW) {
+            vf col[NV_MAX];
+#pragma GCC unroll 16
+            for (int v = 0; v < NV; v++) col[v] = vf_load(b + v * VW);
+#pragma GCC unroll 8
+            for (int i = 0; i < MR; i++) {
+                vf x = vf_set(a[i / 3][i % 3 * ars]);
+#pragma GCC unroll 16
+                for (int v = 0; v < NV; v++) sum[i][v] = dot ? vf_dot(x, col[v], sum[i][v]) : vf_fma(x, col[v], sum[i][v]);
+            }
+#pragma GCC unroll 8
+            for (int i = 0; i < MR; i += 3) a[i / 3] += acs;
         }
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < MR; i++)
+    for (int i = 0; i < MR; i++, row += ldc)
 #pragma GCC unroll 16
         for (int v = 0; v < NV; v++)
-            vf_store(c + i * ldc + v * VW, bias ? vf_add(sum[i][v], vf_load(bias + v * VW)) : sum[i][v]);
+            vf_store(row + v * VW, t->bias ? vf_add(sum[i][v], vf_load(t->bias + v * VW)) : sum[i][v]);
 }
 
 // one function per strip width, out of line: the k loop keeps every accumulator in a register
-typedef void Micro(float *c, int64_t ldc, const float *a, const float *b, int64_t K, int from_c, const float *bias);
-#define MICRO(NAME, G, DOT)                                                                                                \
-    static __attribute__((noinline)) void NAME##G(float *c, int64_t ldc, const float *a, const float *b, int64_t K, \
-                                                  int from_c, const float *bias) {                                   \
-        micro(c, ldc, a, b, K, from_c, bias, G, DOT);                                                                \
-    }
+typedef void Micro(const Tile *t);
+#define MICRO(NAME, G, DOT) \
+    static __attribute__((noinline)) void NAME##G(const Tile *t) { micro(t, G, DOT); }
 MICRO(fma, 1, 0)
 #if GROUPS == 3
 MICRO(fma, 2, 0)
@@ -89,37 +127,69 @@ static Micro *const micros[2][GROUPS + 1] = {{0, fma1}, {0, fma1}};
 #endif
 
 // a tile of which C holds only rows x cols
-static void micro_edge(float *c, int64_t ldc, const float *a, const float *b, int64_t K, int from_c, const float *bias,
-                       int64_t rows, int64_t cols, Micro *whole) {
-    float tile[MR * NR], edge_bias[NR];
-    for (int64_t i = 0; from_c && i < MR; i++)
+static void micro_edge(Tile t, int64_t rows, int64_t cols, Micro *whole) {
+    float tile[MR * NR], edge_bias[NR], *c = t.c;
+    int64_t ldc = t.ldc;
+    for (int64_t i = 0; t.from_c && i < MR; i++)
         for (int64_t j = 0; j < NR; j++) tile[i * NR + j] = i < rows && j < cols ? c[i * ldc + j] : 0.0f;
-    for (int64_t j = 0; bias && j < NR; j++) edge_bias[j] = j < cols ? bias[j] : 0.0f;
-    whole(tile, NR, a, b, K, from_c, bias ? edge_bias : 0);
+    for (int64_t j = 0; t.bias && j < NR; j++) edge_bias[j] = j < cols ? t.bias[j] : 0.0f;
+    t.c = tile, t.ldc = NR, t.bias = t.bias ? edge_bias : 0;
+    whole(&t);
     for (int64_t i = 0; i < rows; i++) memcpy(c + i * ldc, tile + i * NR, sizeof(float) * (size_t)cols);
 }
 
-// panel[k][r] = a(r,k) for MR rows from src, zero for r >= rows
-static void pack_a(float *panel, const float *src, int64_t ars, int64_t acs, int64_t rows, int64_t K) {
+// the first k of MR rows, k-major: whole blocks of them; returns how many
+#if VW == 16
+static int64_t pack_rows(float *panel, const float *a, int64_t ars, int64_t K) {
     int64_t k = 0;
-    if (acs != 1) {
-        if (rows >= MR)
-            for (; k < K; k++)
-                for (int r = 0; r < MR; r++) panel[k * MR + r] = src[k * acs + r];
-    } else if (rows >= 8 && VW > 1)  // rows 6 and 7 of a six-row panel fall on the next k, which overwrites them
-        for (; k + 8 < K + (MR == 8); k += 8) transpose8(panel + k * MR, MR, src + k, ars);
-    for (; k < K; k++)
-        for (int r = 0; r < MR; r++) panel[k * MR + r] = r < rows ? src[r * ars + k * acs] : 0.0f;
+    for (; k + 16 <= K; k += 16) {
+        v16 r[MR];
+#pragma GCC unroll 8
+        for (int i = 0; i < MR; i++) r[i] = v16_load(a + i * ars + k);
+        interleave8(panel + k * MR, r);
+    }
+    return k;
+}
+#elif VW == 8  // rows 6 and 7 fall on the next k, which overwrites them
+static int64_t pack_rows(float *panel, const float *a, int64_t ars, int64_t K) {
+    int64_t k = 0;
+    for (; k + 8 < K; k += 8) transpose8(panel + k * MR, MR, a + k, ars);
+    return k;
+}
+#else
+static int64_t pack_rows(float *panel, const float *a, int64_t ars, int64_t K) { return (void)panel, (void)a, (void)ars, (void)K, 0; }
+#endif
+
+// panels[p][k][r] = a(p MR + r, k) for `rows` rows from src, zero beyond them
+static void pack_a(float *panels, const float *src, int64_t ars, int64_t acs, int64_t rows, int64_t K) {
+    enum { TOGETHER = 8 };  // panels side by side, so that whole lines of src are used
+    int64_t whole = rows / MR, p = 0;
+    for (int64_t n; ars == 1 && p < whole; p += n) {
+        n = min64(whole - p, TOGETHER);
+        for (int64_t k = 0; k < K; k++)
+            for (int64_t q = p; q < p + n; q++) memcpy(panels + (q * K + k) * MR, src + k * acs + q * MR, sizeof(float) * MR);
+    }
+    for (; p * MR < rows; p++) {
+        float *panel = panels + p * MR * K;
+        const float *a = src + p * MR * ars;
+        int64_t k = 0;
+        if (acs == 1 && rows - p * MR >= 8) k = pack_rows(panel, a, ars, K);
+        for (; k < K; k++)
+            for (int r = 0; r < MR; r++) panel[k * MR + r] = p * MR + r < rows ? a[r * ars + k * acs] : 0.0f;
+    }
 }
 
 // strip[k][j] = b(k,j) for `width` columns (a multiple of 16) from src, zero for j >= cols
 static void pack_b(float *strip, int64_t width, const float *src, int64_t brs, int64_t bcs, int64_t cols, int64_t K) {
+    if (bcs == 1) {
+        for (int64_t k = 0; k < K; k++)
+            for (int64_t j = 0; j < width; j += 16) v16_store(strip + k * width + j, load16(src + k * brs + j, min64(cols - j, 16)));
+        return;
+    }
     for (int64_t j = 0; j < width; j += 16) {
         int64_t have = min64(cols - j, 16), k = 0;
         float *dst = strip + j;
-        if (bcs == 1)
-            for (; k < K; k++) v16_store(dst + k * width, load16(src + k * brs + j, have));
-        else if (have == 16)
+        if (have == 16)
             for (; k + 16 <= K; k += 16) transpose16(dst + k * width, width, src + j * bcs + k, bcs);
         for (; k < K; k++)
             for (int64_t r = 0; r < 16; r++) dst[k * width + r] = r < have ? src[k * brs + (j + r) * bcs] : 0.0f;
@@ -127,38 +197,53 @@ static void pack_b(float *strip, int64_t width, const float *src, int64_t brs, i
 }
 
 #if PAIR == 2
-// panel[k / 2][r] = the pair (a(r,k), a(r,k+1))
-static void pack_a_pairs(float *panel, const float *src, int64_t ars, int64_t acs, int64_t rows, int64_t K) {
-    int64_t k = 0;
-    if (acs != 1) {
-        for (; k + 2 <= K; k += 2, panel += MR) {
-            const float *even = src + k * acs;
-            v16_store_n(panel, pairs_of(v16_load_n(even, min64(rows, MR)), v16_load_n(even + acs, min64(rows, MR))), MR);
-        }
-    } else if (rows >= MR) {
-        for (; k + 16 <= K; k += 16, panel += 8 * MR) {
-            float block[8 * 8];
-            for (int r = 0; r < 8; r++) pairs_of8(block + 8 * r, src + r * ars + k);
-            transpose8(panel, MR, block, 8);
-        }
+// the same with pairs: panels[p][k / 2][r] = (a(p MR + r, k), a(p MR + r, k + 1))
+static void pack_a_bf16(float *panels, const float *src, int64_t ars, int64_t acs, int64_t rows, int64_t K) {
+    enum { TOGETHER = 8 };
+    int64_t whole = rows / (2 * MR) * 2, p = 0, deep = (K + 1) / 2;
+    for (int64_t n; ars == 1 && p < whole; p += n) {
+        n = min64(whole - p, TOGETHER);
+        for (int64_t k = 0; k < K; k += 2)
+            for (int64_t q = p; q < p + n; q += 2) {
+                const float *even = src + k * acs + q * MR;
+                v16 pairs = pairs_of(v16_load(even), k + 1 < K ? v16_load(even + acs) : v16_set(0.0f));
+                float *panel = panels + (q * deep + k / 2) * MR;
+                v16_store_halves(panel, panel + deep * MR, pairs);
+            }
     }
-    for (; k < K; k += 2, panel += MR)
-        for (int r = 0; r < MR; r++) {
-            const float *even = src + r * ars + k * acs;
-            panel[r] = r < rows ? pair_1(even[0], k + 1 < K ? even[acs] : 0.0f) : 0.0f;
-        }
+    for (; p * MR < rows; p++) {
+        float *panel = panels + p * MR * deep;
+        const float *a = src + p * MR * ars;
+        int64_t k = 0;
+        if (acs == 1 && rows - p * MR >= MR)
+            for (; k + 32 <= K; k += 32) {
+                v16 r[MR];
+#pragma GCC unroll 8
+                for (int i = 0; i < MR; i++) r[i] = pairs_along(a + i * ars + k);
+                interleave8(panel + k / 2 * MR, r);
+            }
+        for (; k < K; k += 2)
+            for (int r = 0; r < MR; r++) {
+                const float *even = a + r * ars + k * acs;
+                panel[k / 2 * MR + r] = p * MR + r < rows ? pair_1(even[0], k + 1 < K ? even[acs] : 0.0f) : 0.0f;
+            }
+    }
 }
 
-static void pack_b_pairs(float *strip, int64_t width, const float *src, int64_t brs, int64_t bcs, int64_t cols, int64_t K) {
+static void pack_b_bf16(float *strip, int64_t width, const float *src, int64_t brs, int64_t bcs, int64_t cols, int64_t K) {
+    if (bcs == 1) {
+        for (int64_t k = 0; k < K; k += 2, strip += width)
+            for (int64_t j = 0; j < width; j += 16) {
+                const float *even = src + k * brs + j;
+                int64_t have = min64(cols - j, 16);
+                v16_store(strip + j, pairs_of(load16(even, have), k + 1 < K ? load16(even + brs, have) : v16_set(0.0f)));
+            }
+        return;
+    }
     for (int64_t j = 0; j < width; j += 16) {
         int64_t have = min64(cols - j, 16), k = 0;
         float *dst = strip + j;
-        if (bcs == 1)
-            for (; k + 2 <= K; k += 2, dst += width) {
-                const float *even = src + k * brs + j;
-                v16_store(dst, pairs_of(load16(even, have), load16(even + brs, have)));
-            }
-        else if (have == 16)
+        if (have == 16)
             for (; k + 32 <= K; k += 32, dst += 16 * width) {
                 float block[16 * 16];
                 for (int r = 0; r < 16; r++) v16_store(block + 16 * r, pairs_along(src + (j + r) * bcs + k));
@@ -172,58 +257,23 @@ static void pack_b_pairs(float *strip, int64_t width, const float *src, int64_t 
     }
 }
 #else
-static void pack_a_pairs(float *panel, const float *src, int64_t ars, int64_t acs, int64_t rows, int64_t K) {
-    pack_a(panel, src, ars, acs, rows, K);
-    for (int64_t i = 0; i < MR * K; i++) panel[i] = bf16_1(panel[i]);
+static void pack_a_bf16(float *panels, const float *src, int64_t ars, int64_t acs, int64_t rows, int64_t K) {
+    pack_a(panels, src, ars, acs, rows, K);
+    for (int64_t i = 0; i < round_up(rows, MR) * K; i++) panels[i] = bf16_1(panels[i]);
 }
-static void pack_b_pairs(float *strip, int64_t width, const float *src, int64_t brs, int64_t bcs, int64_t cols, int64_t K) {
+static void pack_b_bf16(float *strip, int64_t width, const float *src, int64_t brs, int64_t bcs, int64_t cols, int64_t K) {
     pack_b(strip, width, src, brs, bcs, cols, K);
     for (int64_t i = 0; i < width * K; i++) strip[i] = bf16_1(strip[i]);
 }
 #endif
 
-// the columns [begin, end) of B, in groups of 16, as strips of at most GROUPS that differ by at most one group
-typedef struct { int64_t group, groups; } Strip;
-INLINE int64_t strips_of(int64_t groups) { return (groups + GROUPS - 1) / GROUPS; }
-INLINE Strip strip_at(int64_t groups, int64_t i) {
-    Range r = part(groups, i, strips_of(groups));
-    return (Strip){r.begin, r.end - r.begin};
-}
+// How a product is cut into jobs. A round is a block of MC rows and a pass over k; its jobs are `down` parts of the rows times
+// `across` blocks of at most `step` column groups. Jobs are numbered round by round and handed out in that order, so that a slow
+// core takes fewer; whoever takes one computes all of it, and no bit depends on who.
+typedef struct { int64_t in_place, pass, passes, rounds, down, step, across, each; } Plan;
+typedef struct { int64_t round, top, m, rows, from, to, k, K; } Job;  // rows top + m .. of C, column groups, k
 
-// One block of C: `rows` rows from row m against the column groups [from, to), k in [k0, k0 + K); A is packed in `panels`
-// (its first row is row m), B is packed here into `strips` unless it still holds this block.
-static void gemm_block(const Gemm *g, const float *panels, float *strips, int packed, int64_t m, int64_t rows, int64_t from,
-                       int64_t to, int64_t k0, int64_t K) {
-    int64_t groups = to - from, count = strips_of(groups), deep = items(K, g->bf16);
-    for (int64_t s = 0; s < count && !packed; s++) {
-        Strip strip = strip_at(groups, s);
-        int64_t n = (from + strip.group) * 16;
-        const float *b = g->b + k0 * g->brs + n * g->bcs;
-        (g->bf16 ? pack_b_pairs : pack_b)(strips + strip.group * 16 * deep, strip.groups * 16, b, g->brs, g->bcs, g->N - n, K);
-    }
-    int from_c = g->acc || k0 > 0;
-    const float *bias = k0 + K == g->K ? g->bias : 0;
-    for (int64_t i = 0; i < rows; i += MR)
-        for (int64_t s = 0; s < count; s++) {
-            Strip strip = strip_at(groups, s);
-            int64_t n = (from + strip.group) * 16, cols = g->N - n;
-            float *c = g->c + (m + i) * g->ldc + n;
-            const float *a = panels + i * deep, *b = strips + strip.group * 16 * deep, *tile_bias = bias ? bias + n : 0;
-            Micro *whole = micros[g->bf16 != 0][strip.groups];
-            if (rows - i >= MR && cols >= strip.groups * 16) whole(c, g->ldc, a, b, deep, from_c, tile_bias);
-            else
-                micro_edge(c, g->ldc, a, b, deep, from_c, tile_bias, min64(rows - i, MR), min64(cols, strip.groups * 16), whole);
-        }
-}
-
-// floats of packed A, and floats of packed A and B together, for `parts` threads
-INLINE int64_t gemm_a_floats(int64_t M, int64_t K) { return round_up(min64(M, MC), MR) * min64(K, KC); }
-INLINE int64_t gemm_scratch(int64_t M, int64_t K, int64_t parts) {
-    return round_up(gemm_a_floats(M, K), 16) + parts * B_FLOATS;
-}
-
-// How `parts` threads divide a block: `down` parts of the rows times parts / down parts of the columns, so that the largest
-// tile count of a thread is smallest. Which thread computes a tile changes no bit.
+// parts of the rows for `parts` threads, so that the largest tile count of a thread is smallest
 static int64_t grid_down(int64_t M, int64_t N, int64_t parts) {
     int64_t best = 1, least = INT64_MAX, tiles = (min64(M, MC) + MR - 1) / MR, groups = (N + 15) / 16;
     for (int64_t down = 1; down <= parts; down++) {
@@ -235,37 +285,118 @@ static int64_t grid_down(int64_t M, int64_t N, int64_t parts) {
     return best;
 }
 
-// The loops, run by every thread of a team of `parts` (`me` is its rank); a team of one needs no parallel region.
-static void gemm_part(const Gemm *g, float *scratch, int64_t me, int64_t parts) {
-    int64_t down = grid_down(g->M, g->N, parts), across = parts / down, groups = (g->N + 15) / 16;
-    int64_t pass = g->bf16 ? KC * PAIR : KC;  // of k
-    Range mine = part(groups, me % across, across);
-    float *panels = scratch, *strips = scratch + round_up(gemm_a_floats(g->M, g->K), 16) + me * B_FLOATS;
-    int64_t held_k = -1, held_group = -1;  // the block of B that `strips` holds
-    for (int64_t m = 0; m < g->M; m += MC) {
-        int64_t rows = min64(g->M - m, MC), tiles = (rows + MR - 1) / MR;
-        Range tall = part(tiles, me / across, down), packing = part(tiles, me, parts);
-        for (int64_t k = 0; k < g->K; k += pass) {
-            int64_t K = min64(g->K - k, pass), deep = items(K, g->bf16), step = B_FLOATS / deep / 16;
-            for (int64_t t = packing.begin; t < packing.end; t++) {
-                const float *a = g->a + (m + t * MR) * g->ars + k * g->acs;
-                (g->bf16 ? pack_a_pairs : pack_a)(panels + t * MR * deep, a, g->ars, g->acs, rows - t * MR, K);
-            }
+// Whether A is read where it lies. Rows across k are if an L2 of 1 MB in 16 ways holds a pass of them twice, conflicts counted: at a
+// pitch of 4 KB they would all meet in 16 of its 1024 sets.
+static int64_t reads_in_place(const Gemm *g) {
+    int64_t sets = 1024, K = min64(g->K, KC);
+    for (int64_t lines = g->acs / 16; lines > 0 && lines % 2 == 0 && sets > 1; lines /= 2) sets /= 2;
+    return !g->bf16 && (g->acs == 1 || (2 * K <= 16 * sets && K * g->acs <= MC * KC));
+}
+
+static Plan plan_of(const Gemm *g, int64_t parts) {
+    Plan p = {.in_place = reads_in_place(g), .pass = g->bf16 ? KC * PAIR : KC, .down = grid_down(g->M, g->N, parts)};
+    int64_t groups = (g->N + 15) / 16, enough = JOBS * parts / p.down, fine = round_up((groups + enough - 1) / enough, GROUPS);
+    p.passes = (g->K + p.pass - 1) / p.pass;
+    p.rounds = (g->M + MC - 1) / MC * p.passes;
+    p.step = min64(B_FLOATS / items(min64(g->K, p.pass), g->bf16) / 16, parts > 1 ? fine : groups);
+    p.across = (groups + p.step - 1) / p.step;
+    p.each = p.down * p.across;
+    return p;
+}
+
+static Job job_at(const Gemm *g, const Plan *p, int64_t number) {
+    int64_t round = number / p->each, i = number % p->each, top = round / p->passes * MC, k = round % p->passes * p->pass;
+    int64_t rows = min64(g->M - top, MC), n = i / p->down * p->step;
+    Range tall = part((rows + MR - 1) / MR, i % p->down, p->down);
+    return (Job){round, top, tall.begin * MR, min64(tall.end * MR, rows) - tall.begin * MR, n,
+                 min64(n + p->step, (g->N + 15) / 16), k, min64(g->K - k, p->pass)};
+}
+
+// the lines of the B of a job as it lies in memory: runs of `length` lines, `stride` floats apart
+typedef struct { const float *b; int64_t runs, run, length, stride, at; } Lines;
+static Lines lines_of(const Gemm *g, const Job *j) {
+    int64_t cols = min64(j->to * 16, g->N) - j->from * 16;
+    const float *b = g->b + j->k * g->brs + j->from * 16 * g->bcs;
+    if (g->bcs == 1) return (Lines){b, (cols + 15) / 16, 16, j->K, g->brs, 0};  // down the rows
+    return (Lines){b, cols, g->bcs, (j->K + 15) / 16, 16, 0};
+}
+// the next `count` of them, into a tile; a tile ends with its run
+INLINE void fetch(Tile *t, Lines *l, int64_t count) {
+    t->next_b = t->b, t->next_stride = 0;
+    if (l->runs == 0) return;
+    t->next_b = l->b + l->at * l->stride, t->next_stride = l->stride, l->at += count;
+    if (l->at >= l->length) l->at = 0, l->b += l->run, l->runs--;
+}
+
+// A job: pack B into `strips` of up to GROUPS column groups, nearly equal, then walk the tiles. `panels` holds the A of the round if
+// it is packed, `tail` has room for the last rows if not; `next` is the B to fetch.
+static void gemm_job(const Gemm *g, const Plan *p, const Job *j, const float *panels, float *strips, float *tail, Lines next) {
+    int64_t groups = j->to - j->from, count = (groups + GROUPS - 1) / GROUPS, narrow = groups / count, wide = groups % count;
+    int64_t deep = items(j->K, g->bf16), whole = j->rows / MR * MR, fetched = deep / FETCH;
+    for (int64_t s = 0, n = j->from * 16, width; s < count; s++, n += width) {
+        width = (narrow + (s < wide)) * 16;
+        const float *b = g->b + j->k * g->brs + n * g->bcs;
+        (g->bf16 ? pack_b_bf16 : pack_b)(strips + (n - j->from * 16) * deep, width, b, g->brs, g->bcs, g->N - n, j->K);
+    }
+    const float *a = g->a + (j->top + j->m) * g->ars + j->k * g->acs;
+    if (p->in_place && whole < j->rows) pack_a(tail, a + whole * g->ars, g->ars, g->acs, j->rows - whole, j->K);
+    Tile t = {.ldc = g->ldc, .ars = p->in_place ? g->ars : 1, .acs = p->in_place ? g->acs : MR, .K = deep, .from_c = g->acc || j->k > 0};
+    for (int64_t i = 0; i < j->rows; i += MR) {
+        int64_t rows = min64(j->rows - i, MR);
+        t.a = p->in_place ? a + i * g->ars : panels + (j->m + i) * deep;
+        if (p->in_place && rows < MR) t.a = tail, t.ars = 1, t.acs = MR;
+        t.b = strips, t.c = g->c + (j->top + j->m + i) * g->ldc + j->from * 16;
+        t.bias = g->bias && j->k + j->K == g->K ? g->bias + j->from * 16 : 0;
+        for (int64_t s = 0, n = j->from * 16, width; s < count; s++, n += width) {
+            width = (narrow + (s < wide)) * 16;
+            t.next_c = s + 1 < count ? t.c + width : t.c + MR * t.ldc - (n - j->from * 16);
+            fetch(&t, &next, fetched);
+            Micro *micro_kernel = micros[g->bf16 != 0][width / 16];
+            if (rows == MR && n + width <= g->N) micro_kernel(&t);
+            else micro_edge(t, rows, min64(g->N - n, width), micro_kernel);
+            t.b += width * deep, t.c += width, t.bias = t.bias ? t.bias + width : 0;
+        }
+    }
+}
+
+// floats of packed A, and of all scratch for `parts` threads
+INLINE int64_t gemm_a_floats(int64_t M, int64_t K) { return round_up(round_up(min64(M, MC), MR) * min64(K, KC), 16); }
+INLINE int64_t gemm_scratch(int64_t M, int64_t K, int64_t parts) {
+    return gemm_a_floats(M, K) + parts * (B_FLOATS + TAIL_FLOATS);
+}
+
+// The loops, run by every thread of a team of `parts` (`me` is its rank), which share `taken`, the number of jobs handed out, 0 to
+// start; a team of one needs no parallel region.
+static void gemm_part(const Gemm *g, int64_t *taken, float *scratch, int64_t me, int64_t parts) {
+    Plan p = plan_of(g, parts);
+    float *panels = scratch, *strips = scratch + gemm_a_floats(g->M, g->K) + me * (B_FLOATS + TAIL_FLOATS);
+    int64_t number = next_of(taken);
+    Job next = job_at(g, &p, number);
+    for (int64_t round = 0; round < p.rounds; round++) {
+        if (round > 0 && parts > 1) { BARRIER }  // C is added to pass by pass; the panels are read no more
+        if (!p.in_place) {
+            Job any = job_at(g, &p, round * p.each);
+            int64_t rows = min64(g->M - any.top, MC), unit = 2 * MR;  // pairs of panels share the lines of A
+            Range mine = part((rows + unit - 1) / unit, me, parts);
+            const float *a = g->a + (any.top + mine.begin * unit) * g->ars + any.k * g->acs;
+            (g->bf16 ? pack_a_bf16 : pack_a)(panels + mine.begin * unit * items(any.K, g->bf16), a, g->ars, g->acs,
+                                             min64(mine.end * unit, rows) - mine.begin * unit, any.K);
             if (parts > 1) { BARRIER }
-            int64_t from = tall.begin * MR, to = min64(tall.end * MR, rows);
-            for (int64_t n = mine.begin; n < mine.end && from < to; n += step) {
-                gemm_block(g, panels + from * deep, strips, held_k == k && held_group == n, m + from, to - from, n,
-                           min64(n + step, mine.end), k, K);
-                held_k = k, held_group = n;
-            }
-            if (parts > 1) { BARRIER }
+        }
+        while (next.round == round) {
+            Job job = next;
+            Lines after = {0};
+            number = next_of(taken), next = job_at(g, &p, number);
+            if (next.round < p.rounds) after = lines_of(g, &next);
+            gemm_job(g, &p, &job, panels, strips, strips + B_FLOATS, after);
         }
     }
 }
 
 static void gemm(Gemm g, float *scratch, int64_t NT) {
+    int64_t taken = 0;
     PARALLEL(NT) {
         share(0);
-        gemm_part(&g, scratch, rank(), team());
+        gemm_part(&g, &taken, scratch, rank(), team());
     }
 }

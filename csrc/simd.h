@@ -111,6 +111,33 @@ INLINE void transpose16(float *dst, int64_t dst_stride, const float *src, int64_
     }
 }
 
+// dst[k][r] = r[r] lane k: eight rows as sixteen columns
+INLINE void interleave8(float *dst, const v16 *r) {
+    __m512 t[8], u[8];  // u[2 q + i / 4]: lane group L holds column 4 L + q of rows i .. i + 3
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]), t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4)
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; q++) {
+            __m512d a = _mm512_castps_pd(t[i + q / 2]), b = _mm512_castps_pd(t[i + 2 + q / 2]);
+            u[2 * q + i / 4] = _mm512_castpd_ps(q % 2 ? _mm512_unpackhi_pd(a, b) : _mm512_unpacklo_pd(a, b));
+        }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {  // columns 4 L + 2 i and 4 L + 2 i + 1
+        const __m512 *w = u + 4 * i;
+        __m512 a = _mm512_shuffle_f32x4(w[0], w[1], 0x44), b = _mm512_shuffle_f32x4(w[0], w[1], 0xee);
+        __m512 c = _mm512_shuffle_f32x4(w[2], w[3], 0x44), d = _mm512_shuffle_f32x4(w[2], w[3], 0xee);
+        v16_store(dst + 16 * i, _mm512_shuffle_f32x4(a, c, 0x88));
+        v16_store(dst + 32 + 16 * i, _mm512_shuffle_f32x4(a, c, 0xdd));
+        v16_store(dst + 64 + 16 * i, _mm512_shuffle_f32x4(b, d, 0x88));
+        v16_store(dst + 96 + 16 * i, _mm512_shuffle_f32x4(b, d, 0xdd));
+    }
+}
+INLINE void v16_store_halves(float *lo, float *hi, v16 a) {
+    _mm256_storeu_ps(lo, _mm512_castps512_ps256(a)), _mm256_storeu_ps(hi, _mm512_extractf32x8_ps(a, 1));
+}
+
 #ifdef __AVX512BF16__
 #define PAIR 2
 // a pair is two bf16 in the place of a float, the lower index in the lower half; denormals count as 0, as in the CPU
@@ -121,9 +148,8 @@ INLINE v16 pairs_of(v16 even, v16 odd) {
                                          23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     return (v16)_mm512_permutexvar_epi16(zip, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
 }
-// pair i = (p[2 i], p[2 i + 1]) of 32 floats; of 16 floats, into dst
+// pair i = (p[2 i], p[2 i + 1]) of 32 floats
 INLINE v16 pairs_along(const float *p) { return (v16)_mm512_cvtne2ps_pbh(v16_load(p + 16), v16_load(p)); }
-INLINE void pairs_of8(float *dst, const float *p) { _mm256_storeu_ps(dst, (__m256)_mm512_cvtneps_pbh(v16_load(p))); }
 INLINE float pair_1(float even, float odd) {
     float pair[16];
     v16_store(pair, pairs_of(v16_set(even), v16_set(odd)));

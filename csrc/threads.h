@@ -14,6 +14,9 @@ INLINE int64_t team(void) { return 1; }
 INLINE int64_t rank(void) { return 0; }
 #endif
 
+// takes the next number of a queue that a team shares
+INLINE int64_t next_of(int64_t *taken) { return __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED); }
+
 static int64_t latest_team = 0;
 
 typedef struct { int64_t begin, end; } Range;
