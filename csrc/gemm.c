@@ -268,9 +268,9 @@ static void pack_b_bf16(float *strip, int64_t width, const float *src, int64_t b
 #endif
 
 // How a product is cut into jobs. A round is a block of MC rows and a pass over k; its jobs are `down` parts of the rows times
-// `across` blocks of at most `step` column groups. Jobs are numbered round by round and handed out in that order, so that a slow
+// `across` parts of the column groups: as many for each thread, so that equal cores end together. Jobs are numbered round by round and handed out in that order, so that a slow
 // core takes fewer; whoever takes one computes all of it, and no bit depends on who.
-typedef struct { int64_t in_place, pass, passes, rounds, down, step, across, each; } Plan;
+typedef struct { int64_t in_place, pass, passes, rounds, groups, down, across, each; } Plan;
 typedef struct { int64_t round, top, m, rows, from, to, k, K; } Job;  // rows top + m .. of C, column groups, k
 
 // parts of the rows for `parts` threads, so that the largest tile count of a thread is smallest
@@ -294,22 +294,25 @@ static int64_t reads_in_place(const Gemm *g) {
 }
 
 static Plan plan_of(const Gemm *g, int64_t parts) {
-    Plan p = {.in_place = reads_in_place(g), .pass = g->bf16 ? KC * PAIR : KC, .down = grid_down(g->M, g->N, parts)};
-    int64_t groups = (g->N + 15) / 16, enough = JOBS * parts / p.down, fine = round_up((groups + enough - 1) / enough, GROUPS);
+    Plan p = {.in_place = reads_in_place(g), .pass = g->bf16 ? KC * PAIR : KC, .groups = (g->N + 15) / 16,
+              .down = grid_down(g->M, g->N, parts)};
     p.passes = (g->K + p.pass - 1) / p.pass;
     p.rounds = (g->M + MC - 1) / MC * p.passes;
-    p.step = min64(B_FLOATS / items(min64(g->K, p.pass), g->bf16) / 16, parts > 1 ? fine : groups);
-    p.across = (groups + p.step - 1) / p.step;
+    int64_t room = B_FLOATS / items(min64(g->K, p.pass), g->bf16) / 16, unit = parts / p.down;
+    p.across = (p.groups + room - 1) / room;
+    if (parts > 1 && p.across < JOBS * unit) p.across = min64(JOBS * unit, p.groups / GROUPS);  // whole strips
+    p.across = p.across < unit ? unit : p.across / unit * unit;
+    if (p.across * room < p.groups) p.across += unit;
     p.each = p.down * p.across;
     return p;
 }
 
 static Job job_at(const Gemm *g, const Plan *p, int64_t number) {
     int64_t round = number / p->each, i = number % p->each, top = round / p->passes * MC, k = round % p->passes * p->pass;
-    int64_t rows = min64(g->M - top, MC), n = i / p->down * p->step;
-    Range tall = part((rows + MR - 1) / MR, i % p->down, p->down);
-    return (Job){round, top, tall.begin * MR, min64(tall.end * MR, rows) - tall.begin * MR, n,
-                 min64(n + p->step, (g->N + 15) / 16), k, min64(g->K - k, p->pass)};
+    int64_t rows = min64(g->M - top, MC);
+    Range tall = part((rows + MR - 1) / MR, i % p->down, p->down), wide = part(p->groups, i / p->down, p->across);
+    return (Job){round, top, tall.begin * MR, min64(tall.end * MR, rows) - tall.begin * MR, wide.begin, wide.end, k,
+                 min64(g->K - k, p->pass)};
 }
 
 // the lines of the B of a job as it lies in memory: runs of `length` lines, `stride` floats apart
@@ -331,7 +334,9 @@ INLINE void fetch(Tile *t, Lines *l, int64_t count) {
 // A job: pack B into `strips` of up to GROUPS column groups, nearly equal, then walk the tiles. `panels` holds the A of the round if
 // it is packed, `tail` has room for the last rows if not; `next` is the B to fetch.
 static void gemm_job(const Gemm *g, const Plan *p, const Job *j, const float *panels, float *strips, float *tail, Lines next) {
-    int64_t groups = j->to - j->from, count = (groups + GROUPS - 1) / GROUPS, narrow = groups / count, wide = groups % count;
+    int64_t groups = j->to - j->from, count = (groups + GROUPS - 1) / GROUPS;
+    if (groups == 0) return;
+    int64_t narrow = groups / count, wide = groups % count;
     int64_t deep = items(j->K, g->bf16), whole = j->rows / MR * MR, fetched = deep / FETCH;
     for (int64_t s = 0, n = j->from * 16, width; s < count; s++, n += width) {
         width = (narrow + (s < wide)) * 16;
@@ -370,7 +375,7 @@ INLINE int64_t gemm_scratch(int64_t M, int64_t K, int64_t parts) {
 static void gemm_part(const Gemm *g, int64_t *taken, float *scratch, int64_t me, int64_t parts) {
     Plan p = plan_of(g, parts);
     float *panels = scratch, *strips = scratch + gemm_a_floats(g->M, g->K) + me * (B_FLOATS + TAIL_FLOATS);
-    int64_t number = next_of(taken);
+    int64_t number = me;  // the first by rank, or the first to come would take two
     Job next = job_at(g, &p, number);
     for (int64_t round = 0; round < p.rounds; round++) {
         if (round > 0 && parts > 1) { BARRIER }  // C is added to pass by pass; the panels are read no more
@@ -386,7 +391,7 @@ static void gemm_part(const Gemm *g, int64_t *taken, float *scratch, int64_t me,
         while (next.round == round) {
             Job job = next;
             Lines after = {0};
-            number = next_of(taken), next = job_at(g, &p, number);
+            number = parts + next_of(taken), next = job_at(g, &p, number);
             if (next.round < p.rounds) after = lines_of(g, &next);
             gemm_job(g, &p, &job, panels, strips, strips + B_FLOATS, after);
         }

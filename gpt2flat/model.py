@@ -14,7 +14,7 @@ from .data.mt19937 import Stream, normal_
 from .data.tokens import as_ids
 from .errors import FLOAT32_END, DataError, KernelArgError, NonFiniteError, UsageError, require_number
 from .formats import checkpoint
-from .kernels import backend, default_threads
+from .kernels import backend, default_threads, place_workers
 from .kernels.ops import OPS
 from .memory import axes as ax
 from .memory.arena import HEADER_FLOATS, STATE, WORK, Arena
@@ -81,6 +81,7 @@ class Model:
         self._block = gpt2.block(attention)
         self.threads = default_threads(threads).count
         self.kernels = kernels or backend()
+        place_workers(self.kernels, self.threads)
         self._state = Layout.plan(gpt2.PARAMS, config.dims())
         self.arena = Arena(self._state.floats)
         self.params, self.grads, self.m, self.v = (

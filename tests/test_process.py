@@ -10,6 +10,7 @@ import pytest
 import harness
 from gpt2flat import kernels
 from gpt2flat.errors import UnsupportedCPUError
+from gpt2flat.kernels import threads
 from gpt2flat.kernels.ops import KERNELS, OP_OF
 
 # --- the float environment
@@ -75,12 +76,12 @@ def test_a_forked_child_gets_an_error_and_does_not_hang(backend, monkeypatch):
 
 def test_threads_are_physical_cores_within_the_quota(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(kernels, "affinity", lambda: [0, 1, 2, 3, 4, 5])
-    monkeypatch.setattr(kernels, "_core_of", lambda cpu: cpu // 2)
+    monkeypatch.setattr(threads, "affinity", lambda: [0, 1, 2, 3, 4, 5])
+    monkeypatch.setattr(threads, "_core_of", lambda cpu: cpu // 2)
     for quota, count, why in ((None, 3, "physical"), (8.0, 3, "physical"), (2.5, 2, "2.5 CPUs"), (0.3, 1, "0.3 CPUs")):
-        monkeypatch.setattr(kernels, "cpu_quota", lambda quota=quota: quota)
-        threads = kernels.default_threads()
-        assert threads.count == count and why in threads.why
+        monkeypatch.setattr(threads, "cpu_quota", lambda quota=quota: quota)
+        chosen = kernels.default_threads()
+        assert chosen.count == count and why in chosen.why
     monkeypatch.setenv("OMP_NUM_THREADS", "5,2")
     assert kernels.default_threads() == kernels.Threads(5, "OMP_NUM_THREADS")
     for nonsense in ("0", "-1", "many", "2.5", ""):
@@ -88,12 +89,60 @@ def test_threads_are_physical_cores_within_the_quota(monkeypatch):
         assert kernels.default_threads().count == 1
 
 
+def test_each_worker_has_a_core_of_its_own_and_the_caller_is_free(monkeypatch):
+    class Team:
+        def team(self, threads):
+            return [(10, 3), (11, 3), (12, 0)][:threads]
+
+    bound = {}
+    monkeypatch.setattr(threads, "_cores", lambda: [{0, 1}, {2, 3}, {4, 5}])
+    monkeypatch.setattr(threads.os, "sched_setaffinity", lambda who, cpus: who and bound.update({who: cpus}), raising=False)
+    for name in threads.BINDING:
+        monkeypatch.delenv(name, raising=False)
+    assert threads.place_workers(Team(), 3) == bound == {11: {0, 1}, 12: {4, 5}}  # not the core of rank 0
+    bound.clear()
+    assert threads.place_workers(Team(), 2) == {} and threads.place_workers(Team(), 1) == {}  # cores to spare: the system knows better
+    monkeypatch.setenv("OMP_PROC_BIND", "false")
+    assert threads.place_workers(Team(), 3) == {} == bound  # the user's word
+    monkeypatch.delenv("OMP_PROC_BIND")
+
+    def forbidden(*_):
+        raise PermissionError("no")
+
+    monkeypatch.setattr(threads.os, "sched_setaffinity", forbidden, raising=False)
+    assert threads.place_workers(Team(), 3) == {}
+
+
+TEAM = """
+import os
+from gpt2flat import Model
+from gpt2flat.kernels import backend, threads
+free = os.sched_getaffinity(0)
+threads._cores = lambda: [free, {min(free)}, {min(free)}]  # the caller is on the first
+before = set(os.listdir("/proc/self/task"))
+Model.init("tiny", threads=3)
+workers = set(os.listdir("/proc/self/task")) - before
+assert len(workers) >= 2 and os.sched_getaffinity(0) == free, (workers, os.sched_getaffinity(0))
+team = backend().team(3)
+assert team[0][0] == os.getpid() and {cpu for _, cpu in team} <= free
+print(sum(os.sched_getaffinity(int(worker)) == {min(free)} for worker in workers))
+"""
+
+
+def test_a_model_binds_the_workers_of_its_team(monkeypatch):
+    for name in threads.BINDING:
+        monkeypatch.delenv(name, raising=False)
+    said = harness.python("-c", TEAM)
+    assert said.returncode == 0, said.stderr
+    assert int(said.stdout) == 2
+
+
 def test_without_the_systems_word_every_cpu_is_a_core(monkeypatch):
     def absent(*_):
         raise OSError("no such file")
 
-    monkeypatch.setattr(kernels.Path, "read_text", absent)
-    assert kernels._core_of(7) == 7 and kernels.cpu_name()
+    monkeypatch.setattr(threads.Path, "read_text", absent)
+    assert threads._core_of(7) == 7 and kernels.cpu_name()
 
 
 def test_a_backend_that_is_not_known_is_refused():

@@ -11,13 +11,13 @@ from statistics import median
 import numpy as np
 
 from ..errors import KernelArgError
-from ..kernels import run
+from ..kernels import place_workers, run
 from ..kernels.ops import READ, UPDATE, WRITE, Move
 from ..memory.arena import flat
 from ..memory.limits import available_memory
 
 WINDOW = 0.005  # seconds: long enough for the clock, short enough to slip between what else runs
-WINDOWS = 20  # the first ones find the threads still on one core
+WINDOWS = 20
 LEAST_STREAM = 1 << 28  # bytes
 PATTERNS = {  # how far apart the speeds of memory lie, from reading only to the optimizer
     "read": (READ,),
@@ -61,6 +61,7 @@ class Machine:
 
     def __init__(self, kernels, threads: int):
         self.kernels, self.threads = kernels, threads
+        place_workers(kernels, threads)
         modes = (False, True) if kernels.multiplies_bf16 else (False,)
         self.timed = {bf16: Timed(_ready(kernels.peak_round(threads, bf16))) for bf16 in modes}
 

@@ -1,4 +1,4 @@
-"""Which backend, which instruction set, how many threads; and `run`, one kernel on NumPy arrays.
+"""Which backend, which instruction set; and `run`, one kernel on NumPy arrays.
 
 GPT2FLAT_BACKEND=auto|c|numba   GPT2FLAT_ISA=auto|scalar|avx2|avx512|avx512bf16 (of C)   OMP_NUM_THREADS=n
 `auto` takes C, or the Numba twins where no C kernels can be imported. An explicit wish that cannot be met raises; the
@@ -7,24 +7,15 @@ commands print what was taken and why. Kernels print nothing: backend().announce
 import functools
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UnsupportedCPUError, UsageError
-from ..memory.limits import affinity, cpu_quota
+from ..errors import UnsupportedCPUError
 from . import checked, record
-from .checked import MAX_THREADS
 from .native import ISAS, Native
 from .ops import OP_OF
+from .threads import MAX_THREADS, Threads, default_threads, place_workers
 
 BACKENDS = ("auto", "c", "numba")
-
-# A thread that waits spins this often before it sleeps. The gain over libgomp's own 300,000 is mixed. An update of the preset
-# tiny, 2 threads on 2 cores, rounds in turn, 1000 spins against 300,000: alone 13.7 and 13.7 ms; beside one busy process 37-40
-# and 26-41 (10,000: 60-73); beside two 36-37 and 40-49. libgomp reads it when it is loaded, so it is set here.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
 
 def _wish(variable: str, choices: tuple[str, ...]) -> str:
     wish = os.environ.get(variable, "auto").strip().lower() or "auto"
@@ -132,40 +123,6 @@ def _automatic():
         return _twins(f"C kernels built without OpenMP, {record.why_missing(best.isa, 'openmp') or 'as asked'}")
     except UnsupportedCPUError:
         return best
-
-
-@dataclass(frozen=True)
-class Threads:
-    """How many threads, and what decided it."""
-
-    count: int
-    why: str
-
-
-def default_threads(wish: int | None = None) -> Threads:
-    """A wish (--threads), else OMP_NUM_THREADS, else the physical cores in the affinity mask, limited by the cgroup quota.
-
-    Raises UsageError for a wish that is not a whole number from 1 to MAX_THREADS."""
-    if wish is not None:
-        if type(wish) is not int or not 1 <= wish <= MAX_THREADS:
-            raise UsageError(f"threads = {wish!r}: expected a whole number from 1 to {MAX_THREADS}")
-        return Threads(wish, "as asked")
-    from_env = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if from_env.isascii() and from_env.isdigit() and int(from_env) > 0:
-        return Threads(min(int(from_env), MAX_THREADS), "OMP_NUM_THREADS")
-    cores = {_core_of(cpu) for cpu in affinity()}
-    count, why = len(cores), "physical cores"
-    quota = cpu_quota()
-    if quota is not None and quota < count:
-        count, why = max(1, int(quota)), f"cgroup quota of {quota:.1f} CPUs"
-    return Threads(count, why)
-
-
-def _core_of(cpu: int):
-    try:
-        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
-    except OSError:
-        return cpu
 
 
 def cpu_name() -> str:

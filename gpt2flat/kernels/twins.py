@@ -71,6 +71,10 @@ class Twins:
         """Threads that were at work in the latest kernel."""
         return self._team
 
+    def team(self, threads: int) -> list:
+        """Empty: numba does not tell which threads of the system work for it."""
+        return []
+
     def most_threads(self) -> int:
         """Threads that numba can use: NUMBA_NUM_THREADS, else the CPUs of this process. More workers share these."""
         return numba.config.NUMBA_NUM_THREADS
