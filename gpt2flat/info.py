@@ -35,6 +35,8 @@ def parser() -> Parser:
         help="default 64, or the block size if that is smaller",
     )
     p.add_argument("--attention", choices=list(gpt2.ATTENTION), default="flash")
+    p.add_argument("-r", "--recompute", type=number("--recompute", int, 0, gpt2.RECOMPUTE), default=0, metavar="N",
+                   help=f"0 to {gpt2.RECOMPUTE}: what backward computes again instead of keeping it")  # fmt: skip
     p.add_argument("--program", action="store_true", help="print every call with shapes, flops and bytes")
     p.add_argument(
         "--as-code", action="store_true", help="print the program as straight-line Python, one kernel call a line"
@@ -45,9 +47,9 @@ def parser() -> Parser:
     return p
 
 
-def open_model(name: str, attention: str) -> Model:
+def open_model(name: str, **options) -> Model:
     """An empty model of the named shape; only the header of a checkpoint is read."""
-    return Model(find_shape(name)[0], attention)
+    return Model(find_shape(name)[0], **options)
 
 
 def describe(model: Model, name: str, B: int, T: int) -> str:
@@ -83,7 +85,7 @@ def body(argv: list[str]) -> None:
 
 def about_model(args) -> None:
     name = args.what or DEFAULT
-    model = open_model(name, args.attention)
+    model = open_model(name, attention=args.attention, recompute=args.recompute)
     B, T = args.batch_size, args.seq_len or min(64, model.config.block_size)
     program = model.program(B, T)
     layouts = model.layouts(program)

@@ -54,7 +54,8 @@ class Model:
 
     params, grads, m, v, acts, dacts map llm.c's tensor names to NumPy views of it: m.params["qkvw"] is (L, 3C, C). The first
     four are valid for life, acts and dacts until the next batch shape. Gradients of activations share homes (Row.grad): "mid",
-    "attproj" and "stream" name one array in dacts, and it holds one layer, the last one written."""
+    "attproj" and "stream" name one array in dacts, and it holds one layer, the last one written. So does in acts a row with one
+    slot, such as "attproj" and those that `recompute` makes again: the last block's after forward, block 0's after backward."""
 
     def __init__(
         self,
@@ -64,20 +65,24 @@ class Model:
         kernels=None,
         trace: bool = False,
         precision: str = "fp32",
+        recompute: int = 0,
     ):
         """An empty model: all parameters 0. Use Model.load or Model.init, which take the same options.
 
         attention: "flash", or "standard", which keeps its matrices. threads: default the physical cores. kernels: what
         gpt2flat.kernels.backend returned, default its choice. precision: "fp32", or "bf16", in which matrix products round their
-        inputs to bf16 and add in float32; every buffer stays float32. trace: check every call's results; the first NaN or inf raises
-        NonFiniteError that names kernel, layer and tensor. Raises CapacityError, UsageError, UnsupportedCPUError."""
+        inputs to bf16 and add in float32; every buffer stays float32. recompute: what backward makes again, to the same bits,
+        instead of keeping it for every layer: 1 GELU, 2 also layernorms, 3 all but the residual stream. trace: check every call's
+        results; the first NaN or inf raises NonFiniteError that names kernel, layer and tensor. Raises CapacityError, UsageError, UnsupportedCPUError."""
         if not isinstance(config, gpt2.GPT2Config):
             raise UsageError(
                 f"a model is made of a GPT2Config, not of {type(config).__name__}: Model.init takes names too"
             )
         if not isinstance(precision, str) or precision not in PRECISIONS:
             raise UsageError(f"precision {precision!r}: choose from {', '.join(PRECISIONS)}")
+        require_number("recompute", recompute, 0, gpt2.RECOMPUTE + 1, whole=True)
         self.config, self.attention, self.trace, self.precision = config, attention, trace, precision
+        self.recompute = int(recompute)
         self._block = gpt2.block(attention)
         self.threads = default_threads(threads).count
         self.kernels = kernels or backend()
@@ -168,7 +173,7 @@ class Model:
         self._check_batch(B, T)
         modes = {"BF16": int(self.precision == "bf16")}
         dims = {**self.config.dims(), **gpt2.batch_dims(B, T), **modes, "NT": self.threads}
-        return Program(gpt2.HEAD, self._block, gpt2.TAIL, gpt2.PARAMS, gpt2.ACTS, dims, self.kernels)
+        return Program(gpt2.HEAD, self._block, gpt2.TAIL, gpt2.PARAMS, gpt2.ACTS, dims, self.kernels, self.recompute)
 
     def _check_batch(self, B: int, T: int) -> None:
         longest, whole = self.config.block_size, type(B) is type(T) is int

@@ -1,7 +1,7 @@
 """Step, and the binder that turns an architecture's steps into calls of kernels on views of the arena.
 
 It solves every dim from the tables, checks every shape once, reverses the steps by the d-rule and derives which gradient
-overwrites and which adds. Knows no architecture; after binding, a program is a plain list of calls."""
+overwrites and which adds, and which steps run again in backward. Knows no architecture; bound, it is plain lists of calls."""
 
 import re
 from collections.abc import Callable
@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from .errors import KernelArgError
-from .kernels.ops import MODES, OPS, Arg, Kernel, Op
+from .kernels.ops import OPS, Arg, Kernel, Op
 from .memory import axes as ax
 from .memory.layout import ALIGN, Layout, Row
+
+READS = ("read", "index", "knob")  # the roles of activations that a forward kernel reads
 
 
 @dataclass(frozen=True, init=False)
@@ -81,28 +83,16 @@ class Call:
         """Bytes that the call reads and writes at least."""
         return sum(move.bytes for move in self.op.moves(self.kernel, self.numbers) if move.name in self.refs)
 
-    def code(self) -> str:
-        """The call as a line of Python for kernels.run; only the dims that no shape tells are passed."""
-        told = {
-            axis for a in self.kernel.args if a.name in self.refs for axis in ax.split(a.axes) if axis.isidentifier()
-        }
-        told |= {"NT"} | {mode for mode in MODES if not self.numbers.get(mode)}
-        numbers = {d: self.numbers[d] for d in self.kernel.dims if d not in told} | self.accs
-        arguments = [f"{a.name}={self.refs[a.name]}" for a in self.kernel.args if a.name in self.refs]
-        line = f"{self.kernel.name}({', '.join(arguments + [f'{k}={v}' for k, v in numbers.items()])})"
-        first = self.written[0].name
-        return f"{line}  # {'' if self.layer is None else f'layer {self.layer}, '}{first} {self.shapes[first]}"
-
 
 class Program:
     """The calls of a model for one (B, T).
 
     forward: losses only.  body: forward without the classifier.  train[acc] and backward[acc]: what follows body, or forward, to
-    get all gradients; acc 0 for the first micro-batch (parameter gradients overwrite), 1 for the rest (they add)."""
+    get all gradients; acc 0 for the first micro-batch (parameter gradients overwrite), 1 for the rest (they add). The rows of
+    the level `recompute` have one slot: calls of body stand in backward again, before the first reader of what they make."""
 
-    def __init__(
-        self, head, block, tail, params: tuple[Row, ...], acts: tuple[Row, ...], dims: dict[str, int], kernels
-    ):
+    def __init__(self, head, block, tail, params, acts, dims: dict[str, int], kernels, recompute: int = 0):
+        """head, block, tail: Steps; params, acts: Rows; dims: all of them; kernels: a backend; recompute: 0 to 3."""
         self.dims = dims
         self.steps = (
             [(s, None) for s in head] + [(s, l) for l in range(dims["L"]) for s in block] + [(s, None) for s in tail]
@@ -112,8 +102,17 @@ class Program:
         for name in sorted(used - set(known)):
             raise KernelArgError(f"a step names {name!r}, which is in no table")
         self.params = Layout.plan(params, dims)
-        self.acts = Layout.plan([row for row in acts if row.name in used], dims, ALIGN)
-        self.homes = self._gradient_homes()
+        self.acts = Layout.plan([row.at(recompute) for row in acts if row.name in used], dims, ALIGN)
+        indices = range(len(self.steps))
+        self.makers = {tensor: i for i in indices for tensor in self._tensors(i, "written", "saved")}
+        self.fresh = {
+            row: None for row, _ in self.makers if self.acts[row].slots == 1
+        }  # -> the slot that its only one holds
+        for i in indices:
+            self._remake(self._tensors(i, *READS), 0, self.fresh)  # forward finds what it reads
+            self._note(i, self.fresh)
+        # activation -> the row whose gradient memory it uses, for every activation that has a gradient
+        self.homes = {row: self.acts[row].row.home for i in indices for row, _ in self._tensors(i, "written", "read")}
         homes = [known[name] for name in dict.fromkeys(self.homes.values())]
         self.dacts = Layout.plan([Row(row.name, row.axes) for row in homes], dims, ALIGN)
         self.body = [self._call(step, layer, "forward") for step, layer in self.steps[:-1]]
@@ -135,21 +134,21 @@ class Program:
             views = {arg: sections[ref.section].slot(ref.name, ref.slot) for arg, ref in call.refs.items()}
             call.run = kernels.bind(call.kernel, {**views, "scratch": scratch}, call.numbers)
 
-    def _gradient_homes(self) -> dict[str, str]:
-        """Activation -> the row whose gradient memory it uses, for every activation that has a gradient."""
-        homes = {}
-        for step, _ in self.steps:
-            op = OPS[step.op]
-            for arg in op.args("written", "read"):
-                name = step.names[arg.name].split("[")[0]
-                homes[name] = self.acts[name].row.home
-        return homes
+    def _slot(self, name: str, layer: int | None) -> tuple[str, int | None]:
+        """The row that a step's name means in a layer, and which slot of it if there were all of them."""
+        name, index = re.fullmatch(r"(\w+)(?:\[(.+)\])?", name).groups()
+        return name, ax.size(index, {"L": self.dims["L"], "l": layer or 0}) if index else layer
+
+    def _tensors(self, index: int, *roles: str) -> list[tuple[str, int | None]]:
+        """Row and slot of the tensors that a step has in these roles."""
+        step, layer = self.steps[index]
+        return [self._slot(step.names[a.name], layer) for a in OPS[step.op].args(*roles) if a.name in step.names]
 
     def _ref(self, name: str, layer: int | None) -> Ref:
-        name, index = re.fullmatch(r"(\w+)(?:\[(.+)\])?", name).groups()
+        name, slot = self._slot(name, layer)
         section = "params" if name in self.params else "acts"
         place = (self.params if section == "params" else self.acts)[name]
-        slot = ax.size(index, {"L": self.dims["L"], "l": layer or 0}) if index else layer or 0
+        slot = slot or 0
         if place.slots <= 1:  # not stacked, or the only slot
             slot = 0
         elif not 0 <= slot < place.slots:
@@ -185,9 +184,9 @@ class Program:
     def _reverse(self, head_form: str, add: bool) -> list[Call]:
         """The steps backwards. A home is live from its first writer until the step that made the tensor it is named after: a write
         to a live home adds, any other overwrites, so nothing needs zeroing. `add`: parameter gradients start out live."""
-        live = {self._gradient(self._ref(row.name, slot)) for row, slot in self._param_slots()} if add else set()
-        calls = []
-        for step, layer in reversed(self.steps):
+        grads = [Ref("grads", p.row.name, slot, p.slots > 0) for p in self.params for slot in range(p.slots or 1)]
+        live, calls, fresh = set(grads if add else ()), [], dict(self.fresh)
+        for index, (step, layer) in reversed(list(enumerate(self.steps))):
             op = OPS[step.op]
             into = {
                 a.name: self._gradient(self._ref(step.names[a.name], layer))
@@ -204,6 +203,8 @@ class Program:
                 accs[f"acc_{name}"] = int(home in live)
                 live.add(home)
             live -= {self._gradient(ref) for ref in made if self.homes[ref.name] == ref.name}
+            needed = [self._slot(step.names[name], layer) for name in op.back.split() if name in step.names]
+            calls += self._remake(needed, index + 1, fresh)
             calls.append(self._call(step, layer, head_form if op.head else "backward", accs))
         return calls
 
@@ -215,16 +216,26 @@ class Program:
             )
         if not op.head and outs - live:
             raise KernelArgError(f"{where}: no step writes {', '.join(map(str, outs - live))}")
-        for name in op.back.split():
-            place = self.acts.places.get(step.names[name].split("[")[0]) if name in step.names else None
-            if layer is not None and place and place.row.slots and place.slots < self.dims["L"]:
-                raise KernelArgError(f"{where}: reads {place.row.name}, of which only the last layer's slot is left")
 
-    def _param_slots(self):
-        for place in self.params:
-            for slot in range(place.slots or 1):
-                yield place.row, slot or None
+    def _note(self, index: int, fresh: dict[str, int | None]) -> None:
+        fresh |= {row: slot for row, slot in self._tensors(index, "written", "saved") if row in fresh}
+
+    def _remake(self, needed: list[tuple[str, int | None]], end: int, fresh: dict[str, int | None]) -> list[Call]:
+        """The calls of body, all in front of step `end`, after which every needed tensor is there. fresh: the slot that each
+        row with one slot holds by now. Before a call comes what makes its own inputs, and what is there is not made again."""
+        calls = []
+        for row, slot in needed:
+            index = end if fresh.get(row, slot) == slot else self.makers.get((row, slot), end)
+            if index < end:
+                calls += self._remake(self._tensors(index, *READS), index, fresh) + [self.body[index]]
+                self._note(index, fresh)
+        lost = [f"{row}[{slot}]" for row, slot in needed if fresh.get(row, slot) != slot]
+        if lost:
+            raise KernelArgError(
+                f"{', '.join(lost)}: read when the row's one slot cannot hold it: give the row all slots"
+            )
+        return calls
 
     def flops(self) -> int:
-        """Flops of one forward and backward."""
-        return sum(call.flops for call in self.body + self.train[0])
+        """Flops of one forward and backward, without what recompute makes again."""
+        return sum(call.flops for call in {id(call): call for call in self.body + self.train[0]}.values())

@@ -85,6 +85,7 @@ def calls(model: Model) -> Iterator[tuple[str, Callable]]:
         yield f"generate with top_k {what}", lambda: model.generate(GOOD, 1, top_k=value)
         yield f"generate with seed {what}", lambda: model.generate(GOOD, 1, seed=value)
         yield f"generate up to {what}", lambda: model.generate(GOOD, 1, stop=value)
+        yield f"recompute {what}", lambda: Model(model.config, recompute=value)
         yield f"load with block size {what}", lambda: Model.load("model.bin", block_size=value)
         yield f"plan of {what} rows", lambda: model.plan(value, 3)
         yield f"plan of {what} columns", lambda: model.plan(2, value)

@@ -1,7 +1,9 @@
 """Axes, layouts and the arena: the numbers of llm.c's files, views, re-planning, limits."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -144,6 +146,29 @@ print(grown / (4 * model.config.num_parameters))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert 1.0 < float(done.stdout) < 1.7
+
+
+def resident(model) -> int:
+    """Bytes of the model's memory that are there, as the kernel counts them, huge pages included."""
+    at, inside, found = model.buffer.ctypes.data, False, 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if span := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(span[1], 16) <= at < int(span[2], 16)
+        elif inside and line.startswith("Rss:"):
+            found += 1024 * int(line.split()[1])
+    return found
+
+
+@pytest.mark.parametrize("recompute", [0, 3])
+def test_what_is_planned_becomes_resident(recompute):
+    model = Model.init(GPT2Config(128, 3000, 6, 4, 192), threads=2, recompute=recompute)
+    x, y = np.random.default_rng(0).integers(0, 3000, (2, 8, 128))
+    model.plan(*x.shape, training=True)
+    assert resident(model) < 0.3 * model.buffer.nbytes  # nothing but the parameters is touched before it is used
+    for _ in range(2):
+        model.forward_backward(x, y)
+        model.update()
+    assert resident(model) == pytest.approx(model.buffer.nbytes, rel=0.05)
 
 
 def test_helpers():

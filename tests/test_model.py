@@ -160,6 +160,44 @@ def test_accumulation_is_the_gradient_of_the_larger_batch():
     assert np.linalg.norm(model.grads.floats - whole) < 1e-5 * np.linalg.norm(whole)
 
 
+def trained(x, y, **options):
+    """The bits of losses, gradients and state of a few updates with dropout, on every route and over micro-batches."""
+    model, found = random_model(**options), []
+    for step in range(2):
+        model.plan(*x.shape)
+        model.acts["p_drop"][0], model.acts["key_drop"][:, 0] = 0.25, 7 * step + np.arange(3)
+        found.append(model.forward_backward(x, y, scale=0.5))
+        model.forward(y)  # an evaluation between micro-batches
+        found.append(model.forward(y, x))
+        model.backward(scale=0.5, accumulate=True)
+        found.append(model.grads.floats.tobytes())
+        found.append(model.update(lr=1e-2, weight_decay=0.1, grad_clip=0.5))
+    return found + [section.floats.tobytes() for section in (model.params, model.m, model.v)]
+
+
+@pytest.mark.parametrize("attention, precision", [("flash", "fp32"), ("standard", "fp32"), ("flash", "bf16")])
+def test_recompute_changes_no_bit(attention, precision, monkeypatch):
+    monkeypatch.setattr(gpt2, "CHUNK_ROWS", 40)  # three chunks of rows
+    options, batches = dict(attention=attention, precision=precision), batch()
+    kept = trained(*batches, **options)
+    for level in range(1, gpt2.RECOMPUTE + 1):
+        assert trained(*batches, recompute=level, **options) == kept
+
+
+def test_views_of_rows_with_one_slot():
+    model, (x, y) = random_model(recompute=2), batch()
+    assert model.plan(*x.shape) and model.acts["ln1"].shape == (1, x.size, 39) and model.acts["qkv"].shape[0] == 3
+    whole = random_model()
+    for m in (model, whole):
+        m.forward(x, y)
+    assert np.array_equal(model.acts["ln1"][0], whole.acts["ln1"][2])  # the last block's after forward
+    model.backward()
+    assert np.array_equal(model.acts["ln1"][0], whole.acts["ln1"][0])
+    for level in (-1, 4, 1.0, True, "1", None):
+        with pytest.raises(UsageError, match="recompute = "):
+            random_model(recompute=level)
+
+
 def test_ignored_targets():
     x, y = batch()
     hidden = y.copy()

@@ -1,5 +1,6 @@
 """The binder: the golden listing of a two-layer model, acc derivation, the program as code, and what it refuses."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from gpt2flat import GPT2Config, Model
 from gpt2flat.arch import gpt2
 from gpt2flat.errors import KernelArgError
-from gpt2flat.inspection.listing import as_code, listing
+from gpt2flat.inspection.listing import as_code, is_again, listing
 from gpt2flat.kernels import backend, run
 from gpt2flat.kernels.ops import KERNELS
 from gpt2flat.memory.arena import Arena
@@ -25,19 +26,25 @@ def batch(B=2, T=17, V=97, seed=0):
     return rng.integers(0, V, (B, T)), rng.integers(0, V, (B, T))
 
 
+def name(call):
+    return call.kernel.name + ("" if call.layer is None else f"[{call.layer}]")
+
+
 def test_golden_listing():
-    """Homes, acc flags and order of a two-layer model: a change of a derivation shows here in review."""
+    """Homes, acc flags, order and what recompute runs again in a two-layer model: a change of a derivation shows here in
+    review."""
     program = Model(SHAPE, threads=2).program(2, 17)
-    rest = "\n".join(f"{c.kernel.name}{'' if c.layer is None else [c.layer]} {c.accs}" for c in program.train[1])
-    text = f"{listing(program)}\n# acc of later micro-batches\n{rest}\n# row: recompute level\n" + "\n".join(
-        f"{row.name} {row.recompute}" for row in gpt2.ACTS if row.recompute
-    )
-    assert text + "\n" == GOLDEN.read_text()
+    lines = [listing(program), "# acc of later micro-batches", *(f"{name(c)} {c.accs}" for c in program.train[1])]
+    lines += ["# row: recompute level", *(f"{row.name} {row.recompute}" for row in gpt2.ACTS if row.recompute)]
+    for level in range(1, gpt2.RECOMPUTE + 1):
+        calls = Model(SHAPE, threads=2, recompute=level).program(2, 17).train[0]
+        lines += [f"# backward with recompute {level}", *(name(c) + " again" * is_again(calls, c) for c in calls)]
+    assert "\n".join(lines) + "\n" == GOLDEN.read_text()
 
 
-@pytest.mark.parametrize("attention", gpt2.ATTENTION)
-def test_program_as_code_gives_the_same_bits(attention):
-    model, (x, y) = Model.init(SHAPE, seed=3, attention=attention, threads=2), batch()
+@pytest.mark.parametrize("attention, recompute", [("flash", 0), ("standard", 0), ("flash", 3)])
+def test_program_as_code_gives_the_same_bits(attention, recompute):
+    model, (x, y) = Model.init(SHAPE, seed=3, attention=attention, threads=2, recompute=recompute), batch()
     loss = model.forward_backward(x, y)
     acts = {name: view.copy() for name, view in model.acts.items()}
     grads = model.grads.floats.copy()
@@ -64,9 +71,9 @@ def test_program_as_code_gives_the_same_bits(attention):
 class Rig:
     """A program of any tables, bound to an arena of its own."""
 
-    def __init__(self, head, block, tail, params, acts, dims, threads=1):
-        self.kernels = backend()
-        self.program = Program(head, block, tail, params, acts, {**dims, "BF16": 0, "NT": threads}, self.kernels)
+    def __init__(self, head, block, tail, params, acts, dims, threads=1, recompute=0):
+        self.kernels, dims = backend(), {**dims, "BF16": 0, "NT": threads}
+        self.program = Program(head, block, tail, params, acts, dims, self.kernels, recompute)
         state = Layout.plan(params, dims)
         arena = Arena(state.floats)
         work = {
@@ -194,9 +201,65 @@ def test_refuses_a_gradient_read_and_written_at_once():
     refuse(r"backward of step gelu, layer 1: reads and writes the same gradient", acts=rows)
 
 
-def test_refuses_one_slot_that_backward_reads():
-    rows = tuple(Row("fch", "N, F", slots="1") if r.name == "fch" else r for r in gpt2.ACTS)
-    refuse("backward of step gelu, layer 1: reads fch, of which only the last layer's slot is left", acts=rows)
+def test_refuses_one_slot_for_two_layers_at_once():
+    slots = r"ln1\[0\]: read when the row's one slot cannot hold it"
+    refuse(slots, block=changed(4, inp2="ln1[0]"), acts=one_slot("ln1"))  # in forward
+    refuse(
+        r"ln1_mean\[1\], ln1_rstd\[1\]: read when", acts=one_slot("stream", *LEVELS["blocks"])
+    )  # stream[1] takes theirs
+
+
+def one_slot(*names):
+    return tuple(replace(row, slots="1") if row.name in names else row for row in gpt2.ACTS)
+
+
+# -- recompute ------------------------------------------------------------------------------------------------------------
+
+LEVELS = {"fch": ("fch",), "stream": ("stream",), "blocks": [row.name for row in gpt2.ACTS if row.recompute]}
+
+
+@pytest.mark.parametrize("names", LEVELS.values(), ids=LEVELS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_any_row_with_one_slot_is_made_again(names, tied):
+    """Even the residual stream, from the embedding on; stale values are never read: all activations start as NaN."""
+    params, tail = (gpt2.PARAMS, gpt2.TAIL) if tied else (UNTIED, UNTIED_TAIL)
+    dims, (x, y), found = {**DIMS, "L": 3, "R": 13}, batch(), []
+    for acts in (gpt2.ACTS, one_slot(*names)):
+        rig = Rig(gpt2.HEAD, gpt2.BLOCK, tail, params, acts, dims)
+        for name, view in rig.sections["acts"].items():
+            if name not in ("p_drop", "key_drop", "held"):
+                view[...] = np.nan if view.dtype == np.float32 else 0
+        fill(rig, x, y)
+        found.append([(rig.step(add), rig.sections["grads"].floats.copy()) for add in (False, True)])
+    for (loss, grads), (again, others) in zip(*found, strict=True):
+        assert loss == again and np.array_equal(grads, others) and np.isfinite(grads).all()
+
+
+def test_each_step_is_made_again_once_and_only_where_it_must_be():
+    for level, wanted in ((0, 0), (1, 1), (2, 3), (3, 8)):
+        program = Model(replace(SHAPE, n_layer=4), recompute=level).program(2, 17)
+        again = [call for call in program.train[0] if call in program.body]
+        assert [call.layer for call in again] == [2] * wanted + [1] * wanted + [0] * wanted
+        assert len({id(call) for call in again}) == len(again)
+        assert program.flops() == Model(replace(SHAPE, n_layer=4)).program(2, 17).flops()
+
+
+def test_memory_shrinks_as_the_table_says():
+    def planned(level):
+        model = Model(gpt2.config_of("d12"), threads=2, recompute=level)
+        program = model.program(8, 1024)
+        return program.acts, 4 * sum(layout.floats for layout in model.layouts(program).values())
+
+    (plain, size), *others = map(planned, range(gpt2.RECOMPUTE + 1))
+    assert size < 8e9
+    for level, (acts, less) in enumerate(others, 1):
+        rows = [place for place in plain if 0 < place.row.recompute <= level]  # each a multiple of a cache line
+        assert size - less == 4 * sum(place.floats - place.floats // 12 for place in rows)
+        assert all(acts[place.row.name].shape == (1, *place.slot_shape) for place in rows)
+        assert [place.shape for place in plain if place not in rows] == [
+            acts[place.row.name].shape for place in plain if place not in rows
+        ]
+    assert less < 3.5e9
 
 
 def test_program_file_stays_small():

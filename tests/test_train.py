@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -136,6 +137,16 @@ def test_the_three_commands_to_try_next_work(small_run):
         assert done.returncode == 0 and len(done.stdout) > 20, (line, done.stderr)
     assert (folder / "runs/model-pydoc-001/checkpoints/step_00000041/model.bin").is_file()
     assert not metrics(folder / "runs/model-pydoc-001", "loss")[0] > 3.6
+
+
+def test_recompute_changes_memory_and_nothing_else(here, capsys):
+    said = {}
+    for level in "03":
+        assert main([*SMALL, "--n-layer", "4", "--steps", "3", "-r", level, "--out", level]) == 0
+        said[level] = re.search(r", acts ([0-9.]+) ([kM]B)", capsys.readouterr().out)
+        assert tomllib.loads((here / level / "config.toml").read_text())["recompute"] == int(level)
+    assert metrics(here / "0", "loss") == metrics(here / "3", "loss")
+    assert float(said["0"][1]) > 1.5 * float(said["3"][1]) and said["0"][2] == said["3"][2]
 
 
 def test_the_same_run_gives_the_same_bits_and_the_next_number(here):

@@ -105,8 +105,8 @@ ACTS = (
     Row("ln1_rstd",   "N",      slots="L", recompute=3),
     Row("qkv",        "N, (NH+2*KVH)*HS", slots="L", recompute=3),
     Row("att_lse",    "B, NH, T",         slots="L", recompute=3),
-    Row("att_scores", "B, NH, T, T",      slots="L"),        # --attention standard only
-    Row("att",        "B, NH, T, T",      slots="L"),
+    Row("att_scores", "B, NH, T, T",      slots="L", recompute=3),  # --attention standard only
+    Row("att",        "B, NH, T, T",      slots="L", recompute=3),
     Row("atty",       "N, NH*HS",         slots="L", recompute=3),
     Row("attproj",    "N, C",   slots="1", grad="stream"),
     Row("mid",        "N, C",   slots="L", grad="stream", recompute=3),
@@ -124,6 +124,7 @@ ACTS = (
     Row("logits",     "R, Vp"),                              # of one chunk of rows; dlogits in backward
     Row("held",       "1", dtype="i32"),
 )
+RECOMPUTE = max(row.recompute for row in ACTS)  # the highest level
 
 HEAD = (
     Step("embedding", out="stream[0]", tokens="tokens", wte="wte", wpe="wpe"),

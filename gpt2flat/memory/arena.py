@@ -144,8 +144,8 @@ class Arena:
         have, limit = available_memory()
         if more > have:
             raise CapacityError(
-                f"the plan needs {human(more)} more, but only {human(have)} are available ({limit}): take a smaller --batch-size "
-                f"or --seq-len, or a smaller model ({self.breakdown(sizes)})"
+                f"the plan needs {human(more)} more, but only {human(have)} are available ({limit}): take --recompute 3, a "
+                f"smaller --batch-size or --seq-len, or a smaller model ({self.breakdown(sizes)})"
             )
 
     def breakdown(self, sizes: dict[str, int] | None = None) -> str:

@@ -2,7 +2,7 @@
 
 Knows no model, no kernel and no address; everything is counted in floats from the start of its section."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from . import axes as ax
@@ -14,8 +14,8 @@ ALIGN = 16  # floats: every activation row starts on a cache line; parameters ar
 class Row:
     """One tensor of an architecture's table. `slots` is the number of layers stacked in front of `axes` ("L", "L+1"), "" = not
     stacked. decay: weight decay applies. init: zeros, ones, normal, or scaled (normal / sqrt(2L)). grad: the row whose gradient
-    memory this one shares (its own by default). recompute: from this level of --recompute on the row has one slot and is made
-    again in backward. src: the tensor's name in Hugging Face files, with ^T where it is transposed."""
+    memory this one shares (its own by default). recompute: from this level of --recompute on (0: at no level) the row has one slot
+    and is made again in backward. src: the tensor's name in Hugging Face files, with ^T where it is transposed."""
 
     name: str
     axes: str
@@ -30,6 +30,10 @@ class Row:
     @property
     def home(self) -> str:
         return self.grad or self.name
+
+    def at(self, recompute: int) -> "Row":
+        """The row as it is planned at a level of recompute."""
+        return replace(self, slots="1") if 0 < self.recompute <= recompute else self
 
     def label(self) -> str:
         """The shape in words: "L x (3*C, C)"."""

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+from ..arch.gpt2 import RECOMPUTE
 from ..errors import UsageError
 from ..kernels import MAX_THREADS
 
@@ -155,6 +156,9 @@ SETTINGS = {s.name: s for s in (
       choices=("flash", "standard")),
     S("precision",         "",  str,   "fp32",     "fp32",
       "bf16: matrix products round their inputs, and add in float32; auto: what is faster here", choices=("fp32", "bf16", "auto")),
+    S("recompute",         "r", int,   0,          0,
+      "what backward computes again instead of keeping it, for less memory and the same bits: 1 GELU, 2 also layernorms, "
+      "3 whole blocks", low=0, high=RECOMPUTE),
     S("threads",           "",  int,   None,       None,
       "default: the physical cores this process may use, or OMP_NUM_THREADS", low=1, high=MAX_THREADS),
     S("backend",           "",  str,   "auto",     "auto",   "which kernels: C, or the same in Numba",
@@ -197,7 +201,6 @@ REFUSED = tuple(
         ("-nm --keep-major", ("0",), _NEXT),
         ("-y --resume", ("0",), _NEXT + ", --init CHECKPOINT.bin goes on from its weights"),
         ("-a --overfit", ("0",), _NEXT),
-        ("-r --recompute", ("0",), _NEXT + ", 0 is what happens now"),
         ("--dropout", ("0",), _NEXT),
         ("--config", (), _NEXT + ", give flags"),
         ("-h --hellaswag", ("0",), "evaluation " + _NEXT),
