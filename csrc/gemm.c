@@ -35,6 +35,10 @@ typedef struct {
     const float *b;
     int64_t brs, bcs;      // b(k,n) = b[k * brs + n * bcs]; one of the two strides is 1
     const float *bias;     // (N) or NULL, added last
+    const float *added;    // lies as C, or NULL: added after that
+    const float *slope;    // lies as C, or NULL: C is multiplied by GELU' of it, and
+    float *made;           // GELU of it is put here
+    int64_t gelu;          // GELU of A, whose rows lie along k, is multiplied: taken while packing
     int64_t M, N, K, acc;  // acc: C = old C + A B
     int64_t bf16;
 } Gemm;
@@ -267,6 +271,50 @@ static void pack_b_bf16(float *strip, int64_t width, const float *src, int64_t b
 }
 #endif
 
+// pack_a or pack_a_bf16 of GELU of src, a few panels at a time, which stay in cache; pairs are made of pieces
+static void pack_gelu(const Gemm *g, float *panels, const float *src, int64_t rows, int64_t K) {
+    enum { PIECE = 64 };  // of k
+    int64_t unit = g->bf16 ? MR : 8 * MR;
+    for (int64_t n; rows > 0; rows -= n, src += n * g->ars, panels += n * items(K, g->bf16)) {
+        n = min64(rows, unit);
+        if (!g->bf16) {
+            pack_a(panels, src, g->ars, 1, n, K);
+            FOR16(i, m, round_up(n, MR) * K) store16(panels + i, gelu_of(load16(panels + i, m)), m);
+        }
+        for (int64_t k = 0; g->bf16 && k < K; k += PIECE) {
+            float piece[8 * PIECE];  // for compilers, which see code that would read eight rows
+            int64_t deep = min64(K - k, PIECE);
+            for (int64_t r = 0; r < n; r++)
+                FOR16(i, m, deep) store16(piece + r * PIECE + i, gelu_of(load16(src + r * g->ars + k + i, m)), m);
+            pack_a_bf16(panels + items(k, 1) * MR, piece, PIECE, 1, n, deep);
+        }
+    }
+}
+
+// What comes after the last k, on a tile that is still in L1. What lies beside C is fetched before the tile is computed: it is
+// visited in short rows, which the CPU does not foresee.
+static void fetch_beside(const Gemm *g, int64_t at, int64_t rows, int64_t cols) {
+    for (int64_t i = 0; i < rows; i++, at += g->ldc)
+        for (int64_t j = at; j < at + cols; j += 16) {
+            if (g->added) __builtin_prefetch(g->added + j, 0);
+            if (g->slope) __builtin_prefetch(g->slope + j, 0), __builtin_prefetch(g->made + j, 1);
+        }
+}
+
+static void finish(const Gemm *g, int64_t at, int64_t rows, int64_t cols) {
+    for (int64_t i = 0; i < rows; i++, at += g->ldc)
+        FOR16(j, m, cols) {
+            v16 c = load16(g->c + at + j, m);
+            if (g->slope) {
+                v16 x = load16(g->slope + at + j, m), s = gelu_sigmoid(x);
+                store16(g->made + at + j, v16_mul(x, s), m);
+                c = v16_mul(gelu_slope(x, s), c);
+            }
+            if (g->added) c = v16_add(load16(g->added + at + j, m), c);
+            store16(g->c + at + j, c, m);
+        }
+}
+
 // How a product is cut into jobs. A round is a block of MC rows and a pass over k; its jobs are `down` parts of the rows times
 // `across` parts of the column groups: as many for each thread, so that equal cores end together. Jobs are numbered round by round and handed out in that order, so that a slow
 // core takes fewer; whoever takes one computes all of it, and no bit depends on who.
@@ -290,7 +338,7 @@ static int64_t grid_down(int64_t M, int64_t N, int64_t parts) {
 static int64_t reads_in_place(const Gemm *g) {
     int64_t sets = 1024, K = min64(g->K, KC);
     for (int64_t lines = g->acs / 16; lines > 0 && lines % 2 == 0 && sets > 1; lines /= 2) sets /= 2;
-    return !g->bf16 && (g->acs == 1 || (2 * K <= 16 * sets && K * g->acs <= MC * KC));
+    return !g->bf16 && !g->gelu && (g->acs == 1 || (2 * K <= 16 * sets && K * g->acs <= MC * KC));
 }
 
 static Plan plan_of(const Gemm *g, int64_t parts) {
@@ -346,6 +394,7 @@ static void gemm_job(const Gemm *g, const Plan *p, const Job *j, const float *pa
     const float *a = g->a + (j->top + j->m) * g->ars + j->k * g->acs;
     if (p->in_place && whole < j->rows) pack_a(tail, a + whole * g->ars, g->ars, g->acs, j->rows - whole, j->K);
     Tile t = {.ldc = g->ldc, .ars = p->in_place ? g->ars : 1, .acs = p->in_place ? g->acs : MR, .K = deep, .from_c = g->acc || j->k > 0};
+    int unfinished = j->k + j->K == g->K && (g->added || g->slope);
     for (int64_t i = 0; i < j->rows; i += MR) {
         int64_t rows = min64(j->rows - i, MR);
         t.a = p->in_place ? a + i * g->ars : panels + (j->m + i) * deep;
@@ -356,9 +405,12 @@ static void gemm_job(const Gemm *g, const Plan *p, const Job *j, const float *pa
             width = (narrow + (s < wide)) * 16;
             t.next_c = s + 1 < count ? t.c + width : t.c + MR * t.ldc - (n - j->from * 16);
             fetch(&t, &next, fetched);
+            int64_t cols = min64(g->N - n, width), at = t.c - g->c;
+            if (unfinished) fetch_beside(g, at, rows, cols);
             Micro *micro_kernel = micros[g->bf16 != 0][width / 16];
-            if (rows == MR && n + width <= g->N) micro_kernel(&t);
-            else micro_edge(t, rows, min64(g->N - n, width), micro_kernel);
+            if (rows == MR && cols == width) micro_kernel(&t);
+            else micro_edge(t, rows, cols, micro_kernel);
+            if (unfinished) finish(g, at, rows, cols);
             t.b += width * deep, t.c += width, t.bias = t.bias ? t.bias + width : 0;
         }
     }
@@ -384,8 +436,10 @@ static void gemm_part(const Gemm *g, int64_t *taken, float *scratch, int64_t me,
             int64_t rows = min64(g->M - any.top, MC), unit = 2 * MR;  // pairs of panels share the lines of A
             Range mine = part((rows + unit - 1) / unit, me, parts);
             const float *a = g->a + (any.top + mine.begin * unit) * g->ars + any.k * g->acs;
-            (g->bf16 ? pack_a_bf16 : pack_a)(panels + mine.begin * unit * items(any.K, g->bf16), a, g->ars, g->acs,
-                                             min64(mine.end * unit, rows) - mine.begin * unit, any.K);
+            float *to = panels + mine.begin * unit * items(any.K, g->bf16);
+            rows = min64(mine.end * unit, rows) - mine.begin * unit;
+            if (g->gelu) pack_gelu(g, to, a, rows, any.K);
+            else (g->bf16 ? pack_a_bf16 : pack_a)(to, a, g->ars, g->acs, rows, any.K);
             if (parts > 1) { BARRIER }
         }
         while (next.round == round) {

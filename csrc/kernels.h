@@ -47,10 +47,26 @@ void embedding_backward(float *dwte, float *dwpe, const float *dout, const int32
 void gelu_forward(float *out, const float *inp, int64_t N, int64_t C, int64_t NT);
 void gelu_backward(float *dinp, const float *dout, const float *inp, int64_t N, int64_t C, int64_t NT, int64_t acc_inp);
 
-// residual: out = inp1 + inp2                                          parallel over N C
+// residual: out = inp1 + inp2; dinp1, dinp2 = dout, or NULL            parallel over N C
 void residual_forward(float *out, const float *inp1, const float *inp2, int64_t N, int64_t C, int64_t NT);
 void residual_backward(float *dinp1, float *dinp2, const float *dout, int64_t N, int64_t C, int64_t NT,
                        int64_t acc_inp1, int64_t acc_inp2);
+
+// linear_residual: out = added + (inp weight^T + bias); gelu_linear: out = added + (gelu(inp) weight^T + bias), added may be NULL
+//   out,added (N,OC)  the rest as linear's; the bits of linear, gelu and residual apart, without what lies between them
+//   dadded = dout, or NULL where that is its home already
+void linear_residual_forward(float *out, const float *inp, const float *added, const float *weight, const float *bias,
+                             float *scratch, int64_t N, int64_t C, int64_t OC, int64_t BF16, int64_t NT);
+void linear_residual_backward(float *dinp, float *dadded, float *dweight, float *dbias, const float *dout, const float *inp,
+                              const float *weight, float *scratch, int64_t N, int64_t C, int64_t OC, int64_t BF16, int64_t NT,
+                              int64_t acc_inp, int64_t acc_added, int64_t acc_weight, int64_t acc_bias);
+int64_t linear_residual_scratch(int64_t N, int64_t C, int64_t OC, int64_t BF16, int64_t NT);
+void gelu_linear_forward(float *out, const float *inp, const float *added, const float *weight, const float *bias,
+                         float *scratch, int64_t N, int64_t C, int64_t OC, int64_t BF16, int64_t NT);
+void gelu_linear_backward(float *dinp, float *dadded, float *dweight, float *dbias, const float *dout, const float *inp,
+                          const float *weight, float *scratch, int64_t N, int64_t C, int64_t OC, int64_t BF16, int64_t NT,
+                          int64_t acc_inp, int64_t acc_added, int64_t acc_weight, int64_t acc_bias);
+int64_t gelu_linear_scratch(int64_t N, int64_t C, int64_t OC, int64_t BF16, int64_t NT);
 
 // attention (flash, causal): per head out = softmax(q k^T / sqrt(HS)) v; query head h reads key/value head h / (NH / KVH)
 //   out (B*T, NH*HS)  lse (B,NH,T)  inp (B*T, (NH + 2*KVH)*HS): q heads | k heads | v heads

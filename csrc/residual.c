@@ -17,8 +17,8 @@ void residual_backward(float *dinp1, float *dinp2, const float *dout, int64_t N,
         for (int64_t i = r.begin * 16; i < r.end * 16; i += 16) {
             int64_t m = min64(N * C - i, 16);
             v16 up = load16(dout + i, m);
-            store16(dinp1 + i, acc_inp1 ? v16_add(load16(dinp1 + i, m), up) : up, m);
-            store16(dinp2 + i, acc_inp2 ? v16_add(load16(dinp2 + i, m), up) : up, m);
+            if (dinp1) store16(dinp1 + i, acc_inp1 ? v16_add(load16(dinp1 + i, m), up) : up, m);
+            if (dinp2) store16(dinp2 + i, acc_inp2 ? v16_add(load16(dinp2 + i, m), up) : up, m);
         }
     }
 }

@@ -37,6 +37,8 @@ def parser() -> Parser:
     p.add_argument("--attention", choices=list(gpt2.ATTENTION), default="flash")
     p.add_argument("-r", "--recompute", type=number("--recompute", int, 0, gpt2.RECOMPUTE), default=0, metavar="N",
                    help=f"0 to {gpt2.RECOMPUTE}: what backward computes again instead of keeping it")  # fmt: skip
+    p.add_argument("--fused", type=number("--fused", int, 0, 1), default=1, metavar="0|1",
+                   help="1: GELU and residuals within matrix products, the default; 0: apart")  # fmt: skip
     p.add_argument("--program", action="store_true", help="print every call with shapes, flops and bytes")
     p.add_argument(
         "--as-code", action="store_true", help="print the program as straight-line Python, one kernel call a line"
@@ -85,7 +87,7 @@ def body(argv: list[str]) -> None:
 
 def about_model(args) -> None:
     name = args.what or DEFAULT
-    model = open_model(name, attention=args.attention, recompute=args.recompute)
+    model = open_model(name, attention=args.attention, recompute=args.recompute, fused=args.fused)
     B, T = args.batch_size, args.seq_len or min(64, model.config.block_size)
     program = model.program(B, T)
     layouts = model.layouts(program)

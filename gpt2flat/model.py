@@ -53,9 +53,9 @@ class Model:
     """A GPT-2 in one flat float32 buffer.
 
     params, grads, m, v, acts, dacts map llm.c's tensor names to NumPy views of it: m.params["qkvw"] is (L, 3C, C). The first
-    four are valid for life, acts and dacts until the next batch shape. Gradients of activations share homes (Row.grad): "mid",
-    "attproj" and "stream" name one array in dacts, and it holds one layer, the last one written. So does in acts a row with one
-    slot, such as "attproj" and those that `recompute` makes again: the last block's after forward, block 0's after backward."""
+    four are valid for life, acts and dacts until the next batch shape. Gradients of activations share homes (Row.grad): "mid"
+    and "stream" name one array in dacts, and it holds one layer, the last one written. So does in acts a row with one slot, as
+    those that `recompute` makes again: the last block's after forward, block 0's after backward."""
 
     def __init__(
         self,
@@ -66,14 +66,17 @@ class Model:
         trace: bool = False,
         precision: str = "fp32",
         recompute: int = 0,
+        fused: bool = True,
     ):
         """An empty model: all parameters 0. Use Model.load or Model.init, which take the same options.
 
         attention: "flash", or "standard", which keeps its matrices. threads: default the physical cores. kernels: what
         gpt2flat.kernels.backend returned, default its choice. precision: "fp32", or "bf16", in which matrix products round their
-        inputs to bf16 and add in float32; every buffer stays float32. recompute: what backward makes again, to the same bits,
-        instead of keeping it for every layer: 1 GELU, 2 also layernorms, 3 all but the residual stream. trace: check every call's
-        results; the first NaN or inf raises NonFiniteError that names kernel, layer and tensor. Raises CapacityError, UsageError, UnsupportedCPUError."""
+        inputs to bf16 and add in float32; every buffer stays float32. recompute: what backward makes again instead of keeping it
+        for every layer: 1 GELU, 2 also layernorms, 3 all but the residual stream. fused: GELU and residuals are computed within
+        matrix products; False keeps what lies between ("attproj", "fch_gelu", "fcproj") to look at. Neither changes a bit of a
+        result. trace: check every call's results; the first NaN or inf raises NonFiniteError that names kernel, layer and tensor.
+        Raises CapacityError, UsageError, UnsupportedCPUError."""
         if not isinstance(config, gpt2.GPT2Config):
             raise UsageError(
                 f"a model is made of a GPT2Config, not of {type(config).__name__}: Model.init takes names too"
@@ -82,8 +85,8 @@ class Model:
             raise UsageError(f"precision {precision!r}: choose from {', '.join(PRECISIONS)}")
         require_number("recompute", recompute, 0, gpt2.RECOMPUTE + 1, whole=True)
         self.config, self.attention, self.trace, self.precision = config, attention, trace, precision
-        self.recompute = int(recompute)
-        self._block = gpt2.block(attention)
+        self.recompute, self.fused = int(recompute), bool(fused)
+        self._block = gpt2.block(attention, self.fused)
         self.threads = default_threads(threads).count
         self.kernels = kernels or backend()
         place_workers(self.kernels, self.threads)

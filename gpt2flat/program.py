@@ -165,12 +165,11 @@ class Program:
         return layout[ref.name].slot_shape
 
     def _call(self, step: Step, layer: int | None, form: str, accs: dict[str, int] | None = None) -> Call:
-        op = OPS[step.op]
+        op, accs, refs = OPS[step.op], accs or {}, {}
         kernel = getattr(op, form)
-        refs = {}
         for arg in kernel.args:
             of = arg.name if arg.name in step.names else arg.name[1:]
-            if of in step.names:
+            if of in step.names and (of == arg.name or arg.const or f"acc_{of}" in accs):
                 ref = self._ref(step.names[of], layer)
                 refs[arg.name] = ref if of == arg.name else self._gradient(ref)
             elif not arg.optional and arg.role != "scratch":
@@ -179,7 +178,7 @@ class Program:
         shapes = {name: self._shape(ref) for name, ref in refs.items()}
         axes = {a.name: a.axes for a in kernel.args if a.name in refs}
         numbers = ax.solve(where, axes, shapes, self.dims)
-        return Call(kernel, op, layer, refs, shapes, {**numbers, **{acc: 0 for acc in kernel.accs}, **(accs or {})})
+        return Call(kernel, op, layer, refs, shapes, {**numbers, **dict.fromkeys(kernel.accs, 0), **accs})
 
     def _reverse(self, head_form: str, add: bool) -> list[Call]:
         """The steps backwards. A home is live from its first writer until the step that made the tensor it is named after: a write
@@ -195,14 +194,18 @@ class Program:
             }
             made = [self._ref(step.names[a.name], layer) for a in op.args("written")]
             outs = {self._gradient(ref) for ref in made}
-            if op.identity and set(into.values()) == outs:
-                continue  # the homes coincide: the gradient already lies where it belongs
+            same = {name: into[name] for name in op.identity.split() if name in into}
+            passed = outs.intersection(same.values()) if outs.issuperset(same.values()) else set()
+            if passed:  # the homes coincide: the gradient already lies where it belongs
+                into = {name: home for name, home in into.items() if name not in same}
+            if not into:
+                continue
             self._check_reverse(step, layer, op, into, outs, live)
             accs = {}
             for name, home in into.items():
                 accs[f"acc_{name}"] = int(home in live)
                 live.add(home)
-            live -= {self._gradient(ref) for ref in made if self.homes[ref.name] == ref.name}
+            live -= {self._gradient(ref) for ref in made if self.homes[ref.name] == ref.name} - passed
             needed = [self._slot(step.names[name], layer) for name in op.back.split() if name in step.names]
             calls += self._remake(needed, index + 1, fresh)
             calls.append(self._call(step, layer, head_form if op.head else "backward", accs))

@@ -97,7 +97,7 @@ def prepare(given: dict[str, object]) -> SimpleNamespace:
     target = new_run(s.out, start.name, data.name)  # the name; it is taken last
     precision = faster_precision(kernels, default_threads(s.threads).count) if s.precision == "auto" else s.precision
     options = dict(attention=s.attention, threads=s.threads, kernels=kernels, trace=s.trace, precision=precision,
-                   recompute=s.recompute)  # fmt: skip
+                   recompute=s.recompute, fused=s.fused)  # fmt: skip
     Model(config, **options).plan(
         s.batch_size, s.seq_len, training=True
     )  # what cannot fit fails before a weight is drawn

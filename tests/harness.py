@@ -35,13 +35,11 @@ SIZES = {
 }  # fmt: skip
 # Sizes that only one op's blocking makes special: K > 768 and M > 1024 of each of the three GEMMs, a weight gradient
 # that needs more scratch than the other two, two blocks of keys.
+PRODUCTS = (dict(N=1030, C=9, OC=50), dict(N=13, C=785, OC=33), dict(N=9, C=50, OC=1799), dict(N=768, C=192, OC=193))
 EDGES = {
-    "linear": (
-        dict(N=1030, C=9, OC=50),
-        dict(N=13, C=785, OC=33),
-        dict(N=9, C=50, OC=1799),
-        dict(N=768, C=192, OC=193),
-    ),
+    "linear": PRODUCTS,
+    "linear_residual": PRODUCTS[:3],
+    "gelu_linear": (*PRODUCTS, dict(N=1540, C=9, OC=20)),
     "attention": (dict(B=1, T=261, NH=2, KVH=1, HS=20), dict(B=1, T=385, NH=1, KVH=1, HS=7)),
     "attention_standard": (dict(B=1, T=261, NH=2, KVH=1, HS=20),),
     "classifier": (dict(N=8, C=20, V=200, Vp=256, R=3), dict(N=1030, C=5, V=30, Vp=32, R=1030)),

@@ -75,6 +75,24 @@ C_FAULTS = [
          "k + 1 < K ? v16_load(even + acs) : v16_set(0.0f)", "v16_load(even + acs)"),
     ),
     *_in(
+        "csrc", "gemm.c",
+        ("a residual is added with each block of k", "int unfinished = j->k + j->K == g->K && (", "int unfinished = ("),
+        ("the end of a panel goes without GELU", "FOR16(i, m, round_up(n, MR) * K)", "FOR16(i, m, round_up(n, MR) * K - MR)"),
+        ("avx512bf16: a piece of GELU lies in the wrong place", "panels + items(k, 1) * MR, piece", "panels + k * MR, piece"),
+    ),
+    *_in(
+        "csrc", "fused.c",
+        ("the gradient is added before GELU' is multiplied",
+         "if (acc_inp) dgrad.c = made, dgrad.slope = 0;", "dgrad.acc = acc_inp;"),
+        ("only the last rows count in the weight gradient", ".acc = acc_weight || n > 0", ".acc = acc_weight"),
+        ("scratch without the GELU", "return gelu_floats(N, C) + linear_scratch(", "return linear_scratch("),
+        ("the gradient of the residual forgets acc",
+         "    if (dbias) column_sums(dbias, dout, N, OC, NT, acc_bias);\n"
+         "    if (dadded) residual_backward(dadded, 0, dout, N, OC, NT, acc_added, 0);",
+         "    if (dbias) column_sums(dbias, dout, N, OC, NT, acc_bias);\n"
+         "    if (dadded) residual_backward(dadded, 0, dout, N, OC, NT, 0, 0);"),
+    ),
+    *_in(
         "csrc", "linear.c",
         ("scratch without the weight gradient", "return most > wgrad ? most : wgrad;", "return most;"),
         ("a transposed stride", ".a = dout, .ars = 1, .acs = OC", ".a = dout, .ars = N, .acs = 1"),

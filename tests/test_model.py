@@ -181,7 +181,14 @@ def test_recompute_changes_no_bit(attention, precision, monkeypatch):
     options, batches = dict(attention=attention, precision=precision), batch()
     kept = trained(*batches, **options)
     for level in range(1, gpt2.RECOMPUTE + 1):
-        assert trained(*batches, recompute=level, **options) == kept
+        assert trained(*batches, recompute=level, fused=level != 2, **options) == kept
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kernels", harness.backends(), ids=lambda kernels: kernels.isa)
+def test_fused_and_plain_are_the_same_bits(kernels, precision):
+    plain, fused = (trained(*batch(), kernels=kernels, precision=precision, fused=fused) for fused in (False, True))
+    assert plain == fused
 
 
 def test_views_of_rows_with_one_slot():
@@ -309,7 +316,7 @@ def test_trace_names_the_first_tensor():
     model, (x, y) = random_model(trace=True), batch()
     model.forward_backward(x, y)
     model.params["fcprojw"][1, 0, 0] = np.inf
-    with pytest.raises(NonFiniteError, match=r"linear_forward, layer 1, writing acts\[\"fcproj\"\]\[0\]: out"):
+    with pytest.raises(NonFiniteError, match=r"gelu_linear_forward, layer 1, writing acts\[\"stream\"\]\[2\]: out"):
         model.forward_backward(x, y)
 
 

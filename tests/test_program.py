@@ -33,18 +33,20 @@ def name(call):
 def test_golden_listing():
     """Homes, acc flags, order and what recompute runs again in a two-layer model: a change of a derivation shows here in
     review."""
-    program = Model(SHAPE, threads=2).program(2, 17)
+    program = Model(SHAPE, threads=2, fused=False).program(2, 17)
     lines = [listing(program), "# acc of later micro-batches", *(f"{name(c)} {c.accs}" for c in program.train[1])]
     lines += ["# row: recompute level", *(f"{row.name} {row.recompute}" for row in gpt2.ACTS if row.recompute)]
     for level in range(1, gpt2.RECOMPUTE + 1):
-        calls = Model(SHAPE, threads=2, recompute=level).program(2, 17).train[0]
+        calls = Model(SHAPE, threads=2, recompute=level, fused=False).program(2, 17).train[0]
         lines += [f"# backward with recompute {level}", *(name(c) + " again" * is_again(calls, c) for c in calls)]
+    fused = listing(Model(SHAPE, threads=2, recompute=3).program(2, 17)).splitlines()
+    lines += ["# layer 0 fused, with recompute 3", *(line for line in fused if "[0] -> " in line)]
     assert "\n".join(lines) + "\n" == GOLDEN.read_text()
 
 
-@pytest.mark.parametrize("attention, recompute", [("flash", 0), ("standard", 0), ("flash", 3)])
-def test_program_as_code_gives_the_same_bits(attention, recompute):
-    model, (x, y) = Model.init(SHAPE, seed=3, attention=attention, threads=2, recompute=recompute), batch()
+@pytest.mark.parametrize("options", [dict(fused=False), dict(attention="standard"), dict(recompute=3)], ids=str)
+def test_program_as_code_gives_the_same_bits(options):
+    model, (x, y) = Model.init(SHAPE, seed=3, threads=2, **options), batch()
     loss = model.forward_backward(x, y)
     acts = {name: view.copy() for name, view in model.acts.items()}
     grads = model.grads.floats.copy()
@@ -110,7 +112,7 @@ def fill(rig, x, y, seed=1):
 def test_nothing_needs_zeroing(tied, chunk):
     """All gradients start as NaN; T < maxT, tied and untied, one micro-batch and three, one chunk of rows and three."""
     params, tail = (gpt2.PARAMS, gpt2.TAIL) if tied else (UNTIED, UNTIED_TAIL)
-    rig, (x, y) = Rig(gpt2.HEAD, gpt2.BLOCK, tail, params, gpt2.ACTS, {**DIMS, "R": chunk}), batch()
+    rig, (x, y) = Rig(gpt2.HEAD, gpt2.PLAIN, tail, params, gpt2.ACTS, {**DIMS, "R": chunk}), batch()
     fill(rig, x, y)
     grads, dacts = rig.sections["grads"].floats, rig.sections["dacts"]
     grads[:] = np.nan
@@ -137,7 +139,7 @@ def test_acc_of_a_tensor_with_two_readers():
         Row("sum", "N, C", slots="L", grad="stream"),
     )
     block = (
-        gpt2.BLOCK[0],
+        gpt2.PLAIN[0],
         Step("linear", out="gate", inp="ln1", weight="attprojw"),
         Step("linear", out="up", inp="ln1", weight="attprojw", bias="attprojb"),
         Step("residual", out="sum", inp1="gate", inp2="up"),
@@ -168,14 +170,14 @@ def test_acc_of_a_tensor_with_two_readers():
 # -- what construction refuses: each message names step, argument and both shapes ------------------------------------------
 
 
-def refuse(match, head=gpt2.HEAD, block=gpt2.BLOCK, tail=gpt2.TAIL, params=gpt2.PARAMS, acts=gpt2.ACTS):
+def refuse(match, head=gpt2.HEAD, block=gpt2.PLAIN, tail=gpt2.TAIL, params=gpt2.PARAMS, acts=gpt2.ACTS):
     with pytest.raises(KernelArgError, match=match):
         Program(head, block, tail, params, acts, {**DIMS, "BF16": 0, "NT": 1}, backend())
 
 
 def changed(index, **names):
-    step = gpt2.BLOCK[index]
-    return gpt2.BLOCK[:index] + (Step(step.op, **{**step.names, **names}),) + gpt2.BLOCK[index + 1 :]
+    step = gpt2.PLAIN[index]
+    return gpt2.PLAIN[:index] + (Step(step.op, **{**step.names, **names}),) + gpt2.PLAIN[index + 1 :]
 
 
 def test_refuses_shapes_that_clash():
@@ -188,12 +190,29 @@ def test_refuses_shapes_that_clash():
 def test_refuses_unknown_and_missing_names():
     refuse("names 'nowhere'", block=changed(1, inp="nowhere"))
     step = Step("linear", out="qkv", inp="ln1", bias="qkvb")
-    refuse("step linear: weight is not named", block=gpt2.BLOCK[:1] + (step,) + gpt2.BLOCK[2:])
+    refuse("step linear: weight is not named", block=gpt2.PLAIN[:1] + (step,) + gpt2.PLAIN[2:])
     refuse(r"stream\[3\] is beyond its 3 slots", block=changed(9, out="stream[l+2]"))
 
 
 def test_refuses_a_gradient_that_nobody_writes():
     refuse(r"backward of step layernorm, layer 1: no step writes dacts\[\"ln1\"\]", block=changed(1, inp="ln2"))
+
+
+def test_a_gradient_that_lies_where_it_belongs_is_not_written():
+    """Where homes coincide a residual passes the gradient on; where they differ it is written, with flags of its own."""
+    apart = tuple(replace(row, grad="") if row.grad else row for row in gpt2.ACTS)
+    found, flags = [], []
+    for block, acts in ((gpt2.PLAIN, gpt2.ACTS), (gpt2.PLAIN, apart), (gpt2.FUSED, gpt2.ACTS), (gpt2.FUSED, apart)):
+        rig, (x, y) = Rig(gpt2.HEAD, block, gpt2.TAIL, gpt2.PARAMS, acts, DIMS), batch()
+        fill(rig, x, y)
+        accs = [c.accs for c in rig.program.train[0] if c.layer == 1 and c.op.identity]
+        found.append((rig.step(), rig.sections["grads"].floats.tobytes()))
+        flags.append([{n: flag for n, flag in acc.items() if n[4:] not in ("weight", "bias")} for acc in accs])
+    once = {"acc_inp": 0}
+    assert flags == [[], [{"acc_inp1": 0, "acc_inp2": 0}] * 2, [once] * 2, [once | {"acc_added": 0}] * 2]
+    assert all(other == found[0] for other in found[1:])
+    half = tuple(replace(row, grad="") if row.name == "mid" else row for row in gpt2.ACTS)
+    refuse("backward of step residual, layer 1: reads and writes the same gradient", acts=half)
 
 
 def test_refuses_a_gradient_read_and_written_at_once():
@@ -225,7 +244,7 @@ def test_any_row_with_one_slot_is_made_again(names, tied):
     params, tail = (gpt2.PARAMS, gpt2.TAIL) if tied else (UNTIED, UNTIED_TAIL)
     dims, (x, y), found = {**DIMS, "L": 3, "R": 13}, batch(), []
     for acts in (gpt2.ACTS, one_slot(*names)):
-        rig = Rig(gpt2.HEAD, gpt2.BLOCK, tail, params, acts, dims)
+        rig = Rig(gpt2.HEAD, gpt2.PLAIN, tail, params, acts, dims)
         for name, view in rig.sections["acts"].items():
             if name not in ("p_drop", "key_drop", "held"):
                 view[...] = np.nan if view.dtype == np.float32 else 0
@@ -236,17 +255,17 @@ def test_any_row_with_one_slot_is_made_again(names, tied):
 
 
 def test_each_step_is_made_again_once_and_only_where_it_must_be():
-    for level, wanted in ((0, 0), (1, 1), (2, 3), (3, 8)):
-        program = Model(replace(SHAPE, n_layer=4), recompute=level).program(2, 17)
+    for fused, level, wanted in ((0, 0, 0), (0, 1, 1), (0, 2, 3), (0, 3, 8), (1, 1, 0), (1, 2, 2), (1, 3, 6)):
+        program = Model(replace(SHAPE, n_layer=4), recompute=level, fused=fused).program(2, 17)
         again = [call for call in program.train[0] if call in program.body]
         assert [call.layer for call in again] == [2] * wanted + [1] * wanted + [0] * wanted
         assert len({id(call) for call in again}) == len(again)
-        assert program.flops() == Model(replace(SHAPE, n_layer=4)).program(2, 17).flops()
+        assert program.flops() == Model(replace(SHAPE, n_layer=4), fused=fused).program(2, 17).flops()
 
 
 def test_memory_shrinks_as_the_table_says():
     def planned(level):
-        model = Model(gpt2.config_of("d12"), threads=2, recompute=level)
+        model = Model(gpt2.config_of("d12"), threads=2, recompute=level, fused=False)
         program = model.program(8, 1024)
         return program.acts, 4 * sum(layout.floats for layout in model.layouts(program).values())
 
@@ -260,6 +279,8 @@ def test_memory_shrinks_as_the_table_says():
             acts[place.row.name].shape for place in plain if place not in rows
         ]
     assert less < 3.5e9
+    fused = {place.row.name for place in Model(SHAPE).program(2, 17).acts}
+    assert {place.row.name for place in plain} - fused == {"attproj", "fch_gelu", "fcproj"}
 
 
 def test_program_file_stays_small():

@@ -120,7 +120,9 @@ def d_rule_faults(kernels=KERNELS, op_of=OP_OF) -> list[str]:
             source = inputs.get(arg.name[1:]) if arg.name.startswith("d") else None
             if arg.name.startswith("d") and (source is None or name == op.forward.name):
                 faults.append(f"{name}: {arg.name} is the gradient of nothing")
-            elif source and (arg.axes, arg.dtype, arg.optional) != (source.axes, source.dtype, source.optional):
+            elif source and (arg.axes, arg.dtype) != (source.axes, source.dtype):
+                faults.append(f"{name}: {arg.name} and {source.name} differ")
+            elif source and arg.optional != (source.optional or not arg.const and source.name in op.identity.split()):
                 faults.append(f"{name}: {arg.name} and {source.name} differ")
         gradients = [a.name for a in kernel.args if a.name.startswith("d") and not a.const]
         if gradients != [f"d{acc.removeprefix('acc_')}" for acc in kernel.accs]:

@@ -102,6 +102,27 @@ def residual_backward(dout, **_):
     return {"dinp1": dout, "dinp2": dout}
 
 
+# --- fused
+
+
+def linear_residual_forward(added, **linear):
+    return {"out": linear_forward(**linear)["out"] + added}
+
+
+def linear_residual_backward(dout, **linear):
+    return {**linear_backward(dout, **linear), "dadded": dout}
+
+
+def gelu_linear_forward(inp, added=None, **linear):
+    out = linear_forward(inp=gelu_forward(inp)["out"], **linear)["out"]
+    return {"out": out if added is None else out + added}
+
+
+def gelu_linear_backward(dout, inp, **linear):
+    found = linear_backward(dout=dout, inp=gelu_forward(inp)["out"], **linear)
+    return {**found, "dinp": gelu_backward(found["dinp"], inp)["dinp"], "dadded": dout}
+
+
 # --- attention: heads first (B, NH, T, HS); `keep` (B, NH, T, T) says which probabilities dropout kept
 
 

@@ -1,4 +1,4 @@
-"""GPT-2 as data: its config and dims, the tensor table (PARAMS in llm.c's file order, ACTS) and the program (HEAD, BLOCK, TAIL).
+"""GPT-2 as data: its config and dims, the tensor table (PARAMS in llm.c's file order, ACTS) and the program (HEAD, PLAIN or FUSED, TAIL).
 
 Nothing here runs. A row or step changed here changes sizes, checkpoints, listings, pictures and training alike."""
 
@@ -134,7 +134,7 @@ ATTENTION = {
     "standard": Step("attention_standard", out="atty", scores="att_scores", att="att", inp="qkv", p_drop="p_drop",
                      key_drop="key_drop"),
 }
-BLOCK = (
+PLAIN = (
     Step("layernorm", out="ln1", mean="ln1_mean", rstd="ln1_rstd", inp="stream[l]", weight="ln1w", bias="ln1b"),
     Step("linear",    out="qkv", inp="ln1", weight="qkvw", bias="qkvb"),
     ATTENTION["flash"],
@@ -146,6 +146,12 @@ BLOCK = (
     Step("linear",    out="fcproj", inp="fch_gelu", weight="fcprojw", bias="fcprojb"),
     Step("residual",  out="stream[l+1]", inp1="mid", inp2="fcproj"),
 )
+FUSED = (  # the same bits without attproj, fch_gelu and fcproj
+    *PLAIN[:3],
+    Step("linear_residual", out="mid", inp="atty", added="stream[l]", weight="attprojw", bias="attprojb"),
+    *PLAIN[5:7],
+    Step("gelu_linear", out="stream[l+1]", inp="fch", added="mid", weight="fcprojw", bias="fcprojb"),
+)
 TAIL = (
     Step("layernorm", out="lnf", mean="lnf_mean", rstd="lnf_rstd", inp="stream[L]", weight="lnfw", bias="lnfb"),
     Step("classifier", losses="losses", lse="lse", inp="lnf", targets="targets", weight="wte", logits="logits", held="held"),
@@ -153,11 +159,11 @@ TAIL = (
 # fmt: on
 
 
-def block(attention: str) -> tuple[Step, ...]:
-    """BLOCK with the chosen attention. Raises UsageError for an unknown name."""
+def block(attention: str, fused: bool = True) -> tuple[Step, ...]:
+    """FUSED or PLAIN with the chosen attention. Raises UsageError for an unknown name."""
     if not isinstance(attention, str) or attention not in ATTENTION:
         raise UsageError(f"attention {attention!r}: choose from {', '.join(ATTENTION)}")
-    return tuple(ATTENTION[attention] if step is ATTENTION["flash"] else step for step in BLOCK)
+    return tuple(ATTENTION[attention] if step is ATTENTION["flash"] else step for step in (FUSED if fused else PLAIN))
 
 
 # name: n_layer, n_head, n_embd (llm.c's descriptors d6 .. and gpt2:d6 ..)

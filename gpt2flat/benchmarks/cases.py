@@ -56,9 +56,9 @@ class Case:
 def step_cases(config: gpt2.GPT2Config, B: int, T: int, kernels, precision: str = "fp32") -> list[Case]:
     """Every kernel of the op table at each of its shapes in a training step of (B, T), in the order of the table.
 
-    The attention that the step does not use comes with no calls; the optimizer is one call on all parameters."""
-    models = [Model(config, attention, kernels=kernels, precision=precision) for attention in gpt2.ATTENTION]
-    programs = [model.program(B, T) for model in models]
+    What only the other attention and the plain program use comes with no calls; the optimizer is one call on all parameters."""
+    ways = [*({"attention": attention} for attention in gpt2.ATTENTION), {"fused": False}]
+    programs = [Model(config, kernels=kernels, precision=precision, **way).program(B, T) for way in ways]
     called = [call for program in programs for call in program.calls]
     step = programs[0].body + programs[0].train[0]
     known = programs[0].dims | {"P": config.num_parameters}

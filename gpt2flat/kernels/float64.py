@@ -58,6 +58,14 @@ def residual_forward(inp1, inp2, **_):
     return {"out": inp1 + inp2}
 
 
+def linear_residual_forward(added, **linear):
+    return {"out": added + linear_forward(**linear)["out"]}
+
+
+def gelu_linear_forward(inp, added=0.0, **linear):
+    return {"out": added + linear_forward(gelu_forward(inp)["out"], **linear)["out"]}
+
+
 def classifier_forward(inp, weight, targets, V, **_):
     logits = _product(inp, weight[:V])
     lse = _log_sum_exp(logits)[:, 0]
@@ -81,6 +89,6 @@ def _log_sum_exp(x):
     return top + np.log(np.exp(x - top).sum(-1, keepdims=True))
 
 
-_FORWARDS = (embedding_forward, layernorm_forward, linear_forward, attention_forward, gelu_forward, residual_forward,
+_FORWARDS = (embedding_forward, layernorm_forward, linear_forward, attention_forward, gelu_forward, residual_forward, linear_residual_forward, gelu_linear_forward,
              classifier_forward)  # fmt: skip
 FORMULAS = {formula.__name__: formula for formula in _FORWARDS} | {"attention_standard_forward": attention_forward}

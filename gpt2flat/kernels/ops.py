@@ -53,8 +53,8 @@ class Move(NamedTuple):
 class Op:
     """written: outputs, each with a gradient; saved: kept for backward; read: inputs with a gradient; index: int32 inputs;
     knob: one-element values that change between calls; weight: parameters; work: state between the op's own kernels.
-    `back` names the forward arguments that backward reads besides the gradients. An `identity` op passes its gradient on
-    unchanged, so where the homes coincide it has no backward step. A `head` op ends the program and has a train form.
+    `back` names the forward arguments that backward reads besides the gradients. To those of `identity` the gradient passes
+    unchanged: where the homes coincide it is there already and backward does not write it. A `head` op ends the program and has a train form.
     `flops` are of forward; backward costs twice as many unless `back_flops` says otherwise. A kernel moves all of each
     tensor once, or of a table what `visited` says: the rows that ids pick."""
 
@@ -69,7 +69,7 @@ class Op:
     work: str = ""
     back: str = ""
     scratch: str = ""  # which kernels take scratch: "", "backward" or "forward backward"
-    identity: bool = False
+    identity: str = ""
     head: bool = False
     update: bool = False  # belongs to the optimizer: no backward, its kernel is named like the op
     flops: str = "0"
@@ -96,7 +96,7 @@ class Op:
 
     @cached_property
     def backward(self) -> Kernel:
-        gradients = tuple(_gradient(a) for a in self.differentiable)
+        gradients = tuple(_gradient(a, a.name in self.identity.split()) for a in self.differentiable)
         mine = {a.name: a for a in self.args("written", "saved", "read", "index", "knob", "weight")}
         upstream = tuple(_gradient(a) for a in self.args("written"))
         accs = tuple(f"acc_{a.name}" for a in self.differentiable)
@@ -138,8 +138,8 @@ class Op:
         return found
 
 
-def _gradient(arg: Arg) -> Arg:
-    return Arg("d" + arg.name, arg.axes, "gradient", arg.dtype, arg.optional)
+def _gradient(arg: Arg, optional: bool = False) -> Arg:
+    return Arg("d" + arg.name, arg.axes, "gradient", arg.dtype, arg.optional or optional)
 
 
 def _parse(text: str, role: str) -> tuple[Arg, ...]:
@@ -157,6 +157,14 @@ _ATTENTION = dict(
     scratch="forward backward",
     flops="2*B*T*(T+1)*NH*HS",
 )
+_FUSED = dict(
+    dims="N C OC BF16",
+    written="out[N,OC]",
+    weight="weight[OC,C] bias?[OC]",
+    back="inp weight",
+    scratch="forward backward",
+    identity="added",
+)
 
 OPS = {
     op.name: op
@@ -171,7 +179,9 @@ OPS = {
         Op("attention_standard", saved="scores[B,NH,T,T] att[B,NH,T,T]", back="out att inp p_drop key_drop",
            back_flops="4*B*T*(T+1)*NH*HS", **_ATTENTION),
         Op("gelu", dims="N C", written="out[N,C]", read="inp[N,C]", back="inp", flops="20*N*C"),
-        Op("residual", dims="N C", written="out[N,C]", read="inp1[N,C] inp2[N,C]", identity=True, flops="N*C"),
+        Op("residual", dims="N C", written="out[N,C]", read="inp1[N,C] inp2[N,C]", identity="inp1 inp2", flops="N*C"),
+        Op("linear_residual", read="inp[N,C] added[N,OC]", flops="2*N*C*OC+N*OC", back_flops="4*N*C*OC", **_FUSED),
+        Op("gelu_linear", read="inp[N,C] added?[N,OC]", flops="2*N*C*OC+20*N*C+N*OC", back_flops="4*N*C*OC+60*N*C", **_FUSED),
         Op("classifier", dims="N C V Vp R BF16", written="losses[N]", saved="lse[N]", read="inp[N,C]", index="targets[N]",
            weight="weight[Vp,C]", work="logits[R,Vp] held:i[1]", back="lse inp targets weight", head=True,
            scratch="forward backward train", flops="2*N*C*Vp"),

@@ -2,7 +2,7 @@
 
 from numba import prange
 
-from .jit import i64, parallel, part
+from .jit import i64, parallel, part, serial
 from .rows import ZERO
 
 
@@ -16,10 +16,16 @@ def residual_forward(out, inp1, inp2, N, C, NT):
 
 
 @parallel
-def residual_backward(dinp1, dinp2, dout, N, C, NT, acc_inp1, acc_inp2):
+def pass_on(dinp, dout, NT, acc):
+    """dinp = dout, or += with acc; nothing where dinp is absent."""
     for worker in prange(NT):
-        begin, end = part(N * C, i64(worker), NT)
-        dx1, dx2, up = dinp1[begin:end], dinp2[begin:end], dout[begin:end]
+        begin, end = part(dinp.size, i64(worker), NT)
+        dx, up = dinp[begin:end], dout[begin:end]
         for i in range(end - begin):
-            dx1[i] = (dx1[i] if acc_inp1 else ZERO) + up[i]
-            dx2[i] = (dx2[i] if acc_inp2 else ZERO) + up[i]
+            dx[i] = (dx[i] if acc else ZERO) + up[i]
+
+
+@serial
+def residual_backward(dinp1, dinp2, dout, N, C, NT, acc_inp1, acc_inp2):
+    pass_on(dinp1, dout, NT, acc_inp1)
+    pass_on(dinp2, dout, NT, acc_inp2)

@@ -159,6 +159,8 @@ SETTINGS = {s.name: s for s in (
     S("recompute",         "r", int,   0,          0,
       "what backward computes again instead of keeping it, for less memory and the same bits: 1 GELU, 2 also layernorms, "
       "3 whole blocks", low=0, high=RECOMPUTE),
+    S("fused",             "",  bool,  True,       True,
+      "GELU and residuals within matrix products, for less memory and the same bits; 0: apart, to look at"),
     S("threads",           "",  int,   None,       None,
       "default: the physical cores this process may use, or OMP_NUM_THREADS", low=1, high=MAX_THREADS),
     S("backend",           "",  str,   "auto",     "auto",   "which kernels: C, or the same in Numba",
