@@ -271,24 +271,20 @@ static void pack_b_bf16(float *strip, int64_t width, const float *src, int64_t b
 }
 #endif
 
-// pack_a or pack_a_bf16 of GELU of src, a few panels at a time, which stay in cache; pairs are made of pieces
+// GELU of rows of A that lie along k: rows again, to be read in place (behind the last one lies anything, and no tile keeps it);
+// in bf16 panels, by way of a piece that stays in L1
 static void pack_gelu(const Gemm *g, float *panels, const float *src, int64_t rows, int64_t K) {
     enum { PIECE = 64 };  // of k
-    int64_t unit = g->bf16 ? MR : 8 * MR;
-    for (int64_t n; rows > 0; rows -= n, src += n * g->ars, panels += n * items(K, g->bf16)) {
-        n = min64(rows, unit);
-        if (!g->bf16) {
-            pack_a(panels, src, g->ars, 1, n, K);
-            FOR16(i, m, round_up(n, MR) * K) store16(panels + i, gelu_of(load16(panels + i, m)), m);
-        }
-        for (int64_t k = 0; g->bf16 && k < K; k += PIECE) {
-            float piece[8 * PIECE];  // for compilers, which see code that would read eight rows
-            int64_t deep = min64(K - k, PIECE);
+    for (int64_t r = 0; r < rows && !g->bf16; r++)
+        FOR16(k, m, K) store16(panels + r * K + k, gelu_of(load16(src + r * g->ars + k, m)), m);
+    for (int64_t p = 0; p < rows && g->bf16; p += MR)
+        for (int64_t k = 0; k < K; k += PIECE) {
+            float piece[8 * PIECE];  // of MR rows; the compiler sees code that would read eight
+            int64_t deep = min64(K - k, PIECE), n = min64(rows - p, MR);
             for (int64_t r = 0; r < n; r++)
-                FOR16(i, m, deep) store16(piece + r * PIECE + i, gelu_of(load16(src + r * g->ars + k + i, m)), m);
-            pack_a_bf16(panels + items(k, 1) * MR, piece, PIECE, 1, n, deep);
+                FOR16(i, m, deep) store16(piece + r * PIECE + i, gelu_of(load16(src + (p + r) * g->ars + k + i, m)), m);
+            pack_a_bf16(panels + p * items(K, 1) + items(k, 1) * MR, piece, PIECE, 1, n, deep);
         }
-    }
 }
 
 // What comes after the last k, on a tile that is still in L1. What lies beside C is fetched before the tile is computed: it is
@@ -394,6 +390,7 @@ static void gemm_job(const Gemm *g, const Plan *p, const Job *j, const float *pa
     const float *a = g->a + (j->top + j->m) * g->ars + j->k * g->acs;
     if (p->in_place && whole < j->rows) pack_a(tail, a + whole * g->ars, g->ars, g->acs, j->rows - whole, j->K);
     Tile t = {.ldc = g->ldc, .ars = p->in_place ? g->ars : 1, .acs = p->in_place ? g->acs : MR, .K = deep, .from_c = g->acc || j->k > 0};
+    if (g->gelu && !g->bf16) t.ars = j->K, t.acs = 1;
     int unfinished = j->k + j->K == g->K && (g->added || g->slope);
     for (int64_t i = 0; i < j->rows; i += MR) {
         int64_t rows = min64(j->rows - i, MR);

@@ -77,8 +77,8 @@ C_FAULTS = [
     *_in(
         "csrc", "gemm.c",
         ("a residual is added with each block of k", "int unfinished = j->k + j->K == g->K && (", "int unfinished = ("),
-        ("the end of a panel goes without GELU", "FOR16(i, m, round_up(n, MR) * K)", "FOR16(i, m, round_up(n, MR) * K - MR)"),
-        ("avx512bf16: a piece of GELU lies in the wrong place", "panels + items(k, 1) * MR, piece", "panels + k * MR, piece"),
+        ("the last row has no GELU", "r < rows && !g->bf16", "r < rows - 1 && !g->bf16"),
+        ("avx512bf16: a piece of GELU lies in the wrong place", "items(K, 1) + items(k, 1) * MR, piece", "items(K, 1) + k * MR, piece"),
     ),
     *_in(
         "csrc", "fused.c",
