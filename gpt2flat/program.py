@@ -6,7 +6,7 @@ overwrites and which adds, and which steps run again in backward. Knows no archi
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 
 from .errors import KernelArgError
 from .kernels.ops import OPS, Arg, Kernel, Op
@@ -14,6 +14,12 @@ from .memory import axes as ax
 from .memory.layout import ALIGN, Layout, Row
 
 READS = ("read", "index", "knob")  # the roles of activations that a forward kernel reads
+
+
+@cache
+def _split(name: str) -> tuple[str, str | None]:
+    """ "stream[l+1]" -> ("stream", "l+1")."""
+    return re.fullmatch(r"(\w+)(?:\[(.+)\])?", name).groups()
 
 
 @dataclass(frozen=True, init=False)
@@ -105,9 +111,8 @@ class Program:
         self.acts = Layout.plan([row.at(recompute) for row in acts if row.name in used], dims, ALIGN)
         indices = range(len(self.steps))
         self.makers = {tensor: i for i in indices for tensor in self._tensors(i, "written", "saved")}
-        self.fresh = {
-            row: None for row, _ in self.makers if self.acts[row].slots == 1
-        }  # -> the slot that its only one holds
+        # row with one slot -> the slot of which it holds the contents after body
+        self.fresh = dict.fromkeys(row for row, _ in self.makers if self.acts[row].slots == 1)
         for i in indices:
             self._remake(self._tensors(i, *READS), 0, self.fresh)  # forward finds what it reads
             self._note(i, self.fresh)
@@ -116,9 +121,10 @@ class Program:
         homes = [known[name] for name in dict.fromkeys(self.homes.values())]
         self.dacts = Layout.plan([Row(row.name, row.axes) for row in homes], dims, ALIGN)
         self.body = [self._call(step, layer, "forward") for step, layer in self.steps[:-1]]
-        self.forward = self.body + [self._call(*self.steps[-1], "forward")]
-        self.train = [self._reverse("train", add) for add in (False, True)]
-        self.backward = [self._reverse("backward", add) for add in (False, True)]
+        last = self.steps[-1]  # the head, which after forward has losses already
+        self.forward = self.body + [self._call(*last, "forward")]
+        self.train = [self._reverse(add) for add in (False, True)]
+        self.backward = [[self._call(*last, "backward", c.accs) if c.op.head else c for c in l] for l in self.train]
         self.scratch = max(kernels.scratch(call.op, call.numbers) for call in self.calls)
 
     @cached_property
@@ -136,7 +142,7 @@ class Program:
 
     def _slot(self, name: str, layer: int | None) -> tuple[str, int | None]:
         """The row that a step's name means in a layer, and which slot of it if there were all of them."""
-        name, index = re.fullmatch(r"(\w+)(?:\[(.+)\])?", name).groups()
+        name, index = _split(name)
         return name, ax.size(index, {"L": self.dims["L"], "l": layer or 0}) if index else layer
 
     def _tensors(self, index: int, *roles: str) -> list[tuple[str, int | None]]:
@@ -148,8 +154,7 @@ class Program:
         name, slot = self._slot(name, layer)
         section = "params" if name in self.params else "acts"
         place = (self.params if section == "params" else self.acts)[name]
-        slot = slot or 0
-        if place.slots <= 1:  # not stacked, or the only slot
+        if slot is None or place.slots <= 1:  # not stacked, or the only slot
             slot = 0
         elif not 0 <= slot < place.slots:
             raise KernelArgError(f"{name}[{slot}] is beyond its {place.slots} slots")
@@ -161,8 +166,7 @@ class Program:
         return Ref("dacts", self.homes[ref.name])
 
     def _shape(self, ref: Ref) -> tuple[int, ...]:
-        layout = {"params": self.params, "grads": self.params, "acts": self.acts, "dacts": self.dacts}[ref.section]
-        return layout[ref.name].slot_shape
+        return getattr(self, {"grads": "params"}.get(ref.section, ref.section))[ref.name].slot_shape
 
     def _call(self, step: Step, layer: int | None, form: str, accs: dict[str, int] | None = None) -> Call:
         op, accs, refs = OPS[step.op], accs or {}, {}
@@ -180,7 +184,7 @@ class Program:
         numbers = ax.solve(where, axes, shapes, self.dims)
         return Call(kernel, op, layer, refs, shapes, {**numbers, **dict.fromkeys(kernel.accs, 0), **accs})
 
-    def _reverse(self, head_form: str, add: bool) -> list[Call]:
+    def _reverse(self, add: bool) -> list[Call]:
         """The steps backwards. A home is live from its first writer until the step that made the tensor it is named after: a write
         to a live home adds, any other overwrites, so nothing needs zeroing. `add`: parameter gradients start out live."""
         grads = [Ref("grads", p.row.name, slot, p.slots > 0) for p in self.params for slot in range(p.slots or 1)]
@@ -208,7 +212,7 @@ class Program:
             live -= {self._gradient(ref) for ref in made if self.homes[ref.name] == ref.name} - passed
             needed = [self._slot(step.names[name], layer) for name in op.back.split() if name in step.names]
             calls += self._remake(needed, index + 1, fresh)
-            calls.append(self._call(step, layer, head_form if op.head else "backward", accs))
+            calls.append(self._call(step, layer, "train" if op.head else "backward", accs))
         return calls
 
     def _check_reverse(self, step, layer, op, into, outs, live) -> None:

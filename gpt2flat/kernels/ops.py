@@ -5,7 +5,7 @@ Sizes, checks, test inputs, program listings and costs derive from here; tests h
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple
 
 from ..memory import axes as ax
@@ -142,6 +142,7 @@ def _gradient(arg: Arg, optional: bool = False) -> Arg:
     return Arg("d" + arg.name, arg.axes, "gradient", arg.dtype, arg.optional or optional)
 
 
+@cache
 def _parse(text: str, role: str) -> tuple[Arg, ...]:
     """ "out[N,C] bias?[OC]" -> Args; knobs and work may name int32 as key_drop:i[1]."""
     found = re.findall(r"(\w+)(:i)?(\?)?\[([^\]]*)\]", text)
