@@ -1,5 +1,6 @@
-// The optimizer: the norm of all gradients and one pass of AdamW, both over flat ranges.
-enum { NORM_BLOCK = 65536, NORM_RUN = 4096 };
+// The optimizer: the norm of all gradients and one pass of AdamW, both over flat ranges. Memory is their limit, and the CPU's own
+// prefetch falls behind: the distances below were measured (NOTES.md).
+enum { NORM_BLOCK = 65536, NORM_RUN = 4096, NORM_AHEAD = 1024, RUN = 64, AHEAD = 256 };  // floats
 
 int64_t grad_norm_scratch(int64_t P, int64_t NT) {
     (void)NT;
@@ -16,6 +17,7 @@ void grad_norm(float *norm, const float *grads, float *scratch, int64_t P, int64
             for (int64_t i = b * NORM_BLOCK; i < end; i += NORM_RUN) {
                 v16 sum = v16_set(0.0f);
                 FOR16(j, m, min64(end - i, NORM_RUN)) {
+                    __builtin_prefetch(grads + i + j + NORM_AHEAD);
                     v16 g = load16(grads + i + j, m);
                     sum = v16_fma(g, g, sum);
                 }
@@ -39,8 +41,12 @@ void adamw(float *params, float *m, float *v, const float *grads, const float *l
               decay = v16_set(*weight_decay), c1 = v16_set(1.0f / *correction1), c2 = v16_set(1.0f / *correction2),
               scale = v16_set(*grad_scale);
     PARALLEL(NT) {
-        Range r = share((P + 15) / 16);
-        for (int64_t i = r.begin * 16; i < r.end * 16; i += 16) {
+        Range r = share((P + RUN - 1) / RUN);
+        for (int64_t i = r.begin * RUN; i < min64(r.end * RUN, P); i += 16) {
+            for (int64_t j = i; i % RUN == 0 && j < i + RUN; j += 16) {  // a run of each array at a time, as DRAM likes it
+                __builtin_prefetch(grads + j + AHEAD);
+                __builtin_prefetch(m + j + AHEAD, 1), __builtin_prefetch(v + j + AHEAD, 1), __builtin_prefetch(params + j + AHEAD, 1);
+            }
             int64_t n = min64(P - i, 16);
             v16 g = v16_mul(load16(grads + i, n), scale), p = load16(params + i, n);
             v16 m_i = load16(m + i, n), v_i = load16(v + i, n);
