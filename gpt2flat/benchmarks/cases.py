@@ -133,7 +133,11 @@ def _fill(arg: Arg, view: np.ndarray, dims: dict[str, int]) -> None:
         view[...] = rng.integers(0, dims.get("V", dims.get("Vp")), view.shape)
     elif arg.dtype != I32 and arg.role not in ("work", "scratch"):
         drawn = rng.standard_normal(count, np.float32) * np.float32(WEIGHTS if arg.role == "weight" else 1)
-        drawn = abs(drawn) if arg.role == "saved" else drawn  # v and rstd are never negative
-        flat_view = view.reshape(-1)
-        for start in range(0, view.size, count):
-            flat_view[start : start + count] = drawn[: view.size - start]
+        spread(view, abs(drawn) if arg.role == "saved" else drawn)  # v and rstd are never negative
+
+
+def spread(view: np.ndarray, drawn: np.ndarray) -> None:
+    """Fills a view with the same numbers again and again."""
+    flat_view = view.reshape(-1)
+    for start in range(0, view.size, drawn.size):
+        flat_view[start : start + drawn.size] = drawn[: view.size - start]

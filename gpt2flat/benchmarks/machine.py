@@ -6,7 +6,8 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from statistics import median
+from statistics import median, quantiles
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,6 +28,21 @@ PATTERNS = {  # how far apart the speeds of memory lie, from reading only to the
 }
 
 
+class Times(NamedTuple):
+    """Seconds over the samples: the median, the quartiles, the ends."""
+
+    median: float
+    low: float
+    high: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, samples: list[float]) -> "Times":
+        low, middle, high = quantiles(samples if len(samples) > 1 else samples * 2, n=4, method="inclusive")
+        return cls(middle, low, high, min(samples), max(samples))
+
+
 class Timed:
     """Something that runs in rounds. Each sample is the seconds of a round, over as many as fill `window` seconds."""
 
@@ -37,14 +53,15 @@ class Timed:
     def sample(self) -> None:
         if self.rounds > 1:
             self.run_rounds(1)  # untimed: what ran before has the caches and may have put the threads to sleep
-        while True:
-            start = time.perf_counter()
-            self.run_rounds(self.rounds)
-            seconds = time.perf_counter() - start
-            if seconds >= self.window:
-                break
+        while (seconds := self.clock(self.rounds)) < self.window:
             self.rounds *= 2
         self.samples.append(seconds / self.rounds)
+
+    def clock(self, rounds: int) -> float:
+        """Seconds of so many rounds."""
+        start = time.perf_counter()
+        self.run_rounds(rounds)
+        return time.perf_counter() - start
 
     @property
     def best(self) -> float:
@@ -53,6 +70,10 @@ class Timed:
     @property
     def middle(self) -> float:
         return median(self.samples)
+
+    @property
+    def times(self) -> Times:
+        return Times.of(self.samples)
 
 
 class Machine:
@@ -70,6 +91,11 @@ class Machine:
         for _ in range(windows):
             self.timed[bf16 and self.kernels.multiplies_bf16].sample()
         return self.peak(bf16)
+
+    def measure_peaks(self, windows: int = WINDOWS) -> None:
+        """measure_peak of each precision."""
+        for bf16 in self.timed:
+            self.measure_peak(bf16, windows)
 
     def peak(self, bf16: bool = False) -> float:
         bf16 = bf16 and self.kernels.multiplies_bf16
@@ -100,6 +126,16 @@ class Stream:
         """A callable (rounds)."""
         out = np.zeros(16 * threads, np.float32)
         return _ready(kernels.stream_round(out, self.data, self.ranges, threads))
+
+
+def repeated(call: Callable[[], object]) -> Callable[[int], None]:
+    """A callable (rounds)."""
+
+    def run_rounds(rounds: int) -> None:
+        for _ in range(rounds):
+            call()
+
+    return run_rounds
 
 
 def _ready(run_rounds: Callable[[int], object]) -> Callable[[int], object]:

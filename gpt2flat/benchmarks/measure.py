@@ -1,12 +1,10 @@
 """Times one kernel on several machines in turn, beside the limits of the machine in the same rounds."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from ..kernels import run
 from .cases import Arguments, Case
-from .machine import WINDOW, Machine, Timed
+from .machine import WINDOW, Machine, Timed, Times, repeated
 
 TOLERANCE = 0.03  # by so much a share may exceed 1: clocks and neighbours change between two windows
 ATTEMPTS = 4  # more rounds, with the peak measured anew, before such a share is believed
@@ -14,20 +12,22 @@ ATTEMPTS = 4  # more rounds, with the peak measured anew, before such a share is
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel on one machine. arrays: bytes of its arguments; seconds: median of the rounds; moved: bytes it has to
-    read and write; peak: flops per second; memory: bytes per second of the same reads and writes without arithmetic."""
+    """One kernel on one machine. arrays: bytes of its arguments; moved: bytes it has to read and write; peak: flops per
+    second; memory: bytes per second of the same reads and writes without arithmetic."""
 
     case: Case
     backend: str
     isa: str
     threads: int
     arrays: int
-    seconds: float
-    fastest: float
-    slowest: float
+    times: Times
     moved: int
     peak: float
     memory: float
+
+    @property
+    def seconds(self) -> float:
+        return self.times.median
 
     @property
     def flops_per_s(self) -> float:
@@ -47,15 +47,14 @@ class Row:
 
     @property
     def impossible(self) -> str:
-        """What is wrong with a row whose share exceeds 1; "" if none does."""
-        shares = {"measured peak": self.of_peak, "measured memory speed": self.of_memory}
-        over = [f"{share:.0%} of the {what}" for what, share in shares.items() if share > 1 + TOLERANCE]
-        return f"{self.case.kernel.name} {self.case} ({self.isa}) reaches {' and '.join(over)}" if over else ""
+        shares = {"the measured peak": self.of_peak, "the measured memory speed": self.of_memory}
+        return beyond(f"{self.case.kernel.name} {self.case} ({self.isa})", shares)
 
 
-def _repeat(call: Callable[[], object], rounds: int) -> None:
-    for _ in range(rounds):
-        call()
+def beyond(what: str, shares: dict[str, float]) -> str:
+    """What is wrong with something that reaches more than all of a limit; "" if it does not."""
+    over = [f"{share:.0%} of {limit}" for limit, share in shares.items() if share > 1 + TOLERANCE]
+    return f"{what} reaches {' and '.join(over)}" if over else ""
 
 
 def measure(case: Case, machines: list[Machine], memory: list, repeats: int, window: float) -> list[Row]:
@@ -70,7 +69,7 @@ def measure(case: Case, machines: list[Machine], memory: list, repeats: int, win
         run(case.kernel.name, kernels=machine.kernels, **arguments.views, **arguments.numbers)  # checks everything
         threads[machine] = machine.team
         call = machine.kernels.bind(case.kernel, arguments.views, arguments.numbers)
-        timed[machine] = Timed(partial(_repeat, call), window)
+        timed[machine] = Timed(repeated(call), window)
     visits = [arguments.stream.on(kernels, machines[0].threads) for kernels in memory]
     streams = [Timed(visit, max(window, WINDOW)) for visit in visits]  # as long, or what disturbs would differ
     for attempt in range(ATTEMPTS):
@@ -82,8 +81,8 @@ def measure(case: Case, machines: list[Machine], memory: list, repeats: int, win
                 stream.sample()
         speed = arguments.stream.bytes / min(stream.best for stream in streams)
         rows = [
-            Row(case, m.kernels.name, m.kernels.isa, threads[m], arguments.bytes, timed[m].middle, timed[m].best,
-                max(timed[m].samples), arguments.stream.bytes, m.peak(case.bf16), speed)
+            Row(case, m.kernels.name, m.kernels.isa, threads[m], arguments.bytes, timed[m].times,
+                arguments.stream.bytes, m.peak(case.bf16), speed)
             for m in machines
         ]  # fmt: skip
         if not any(row.impossible for row in rows):

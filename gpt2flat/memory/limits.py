@@ -22,6 +22,11 @@ def available_memory() -> tuple[int, str]:
     return min(limits)
 
 
+def resident_memory() -> int:
+    """Bytes of this process that lie in memory; 0 where the system does not say."""
+    return 1024 * _field("/proc/self/status", "VmRSS:")
+
+
 def cpu_quota() -> float | None:
     """CPUs that the cgroups grant, the least of all above this process; None without a quota."""
     quotas = []

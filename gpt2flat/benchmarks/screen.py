@@ -1,0 +1,165 @@
+"""The tables of the bench command as text, and the same rows as records for machines."""
+
+from ..kernels import cpu_name
+from ..kernels.ops import MODES
+from ..memory.arena import human
+from .cases import Case
+from .machine import Machine
+from .measure import Row
+from .profile import Profile, ProfileRow
+from .step import StepRow
+
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+COLUMNS = f"{'':12}{'ms':>10}{'25%':>11}{'75%':>11}{'GFLOP/s':>11}{'of peak':>9}{'GB/s':>9}{'of memory':>11}"
+KERNEL_NOTES = """\
+peak      GFLOP/s of independent FMAs in registers: {peaks}
+memory    GB/s beyond the caches: {speeds}
+shapes    of {shapes}
+timing    median and quartiles of {repeats} rounds over the backends; calls repeat on the same aligned arrays, so what
+          fits into the caches stays there. of peak, of memory: share of the FMAs, and of the speed at which the
+          kernel's own reads and writes go over the same arrays without its arithmetic, measured in the same rounds
+"""
+
+
+def title(case: Case) -> str:
+    calls = f", {case.calls} call{'s' * (case.calls > 1)} a step" if case.calls else ""
+    return f"{case.kernel.name} {case}{calls}"
+
+
+def line(row: Row) -> str:
+    times = "".join(f"{1e3 * seconds:11.3f}" for seconds in (row.times.low, row.times.high))
+    return (f"  {row.isa:10}{1e3 * row.seconds:10.3f}{times}{row.flops_per_s / 1e9:11.1f}{row.of_peak:9.0%}"
+            f"{row.bytes_per_s / 1e9:9.1f}{row.of_memory:11.0%}")  # fmt: skip
+
+
+def peaks(machine: Machine) -> str:
+    """ "avx2 262", "avx512bf16 525 and 1050 of bf16"."""
+    found = [f"{machine.peak(bf16) / 1e9:.0f}{' of bf16' * bf16}" for bf16 in machine.timed]
+    return f"{machine.kernels.isa} {' and '.join(found)}"
+
+
+def step_table(rows: list[Row]) -> str:
+    """The calls of a step times their ms, by op and machine."""
+    isas = list(dict.fromkeys(row.isa for row in rows))
+    ops = list(dict.fromkeys(row.case.op.name for row in rows if row.case.calls))
+    took = dict.fromkeys(((op, isa) for op in [*ops, "all"] for isa in isas), 0.0)
+    for row in rows:
+        for op in (row.case.op.name, "all") if row.case.calls else ():
+            took[op, row.isa] += 1e3 * row.case.calls * row.seconds
+    lines = [f"{'a step, ms':12}" + "".join(f"{isa:>16}" for isa in isas)]
+    for op in [*ops, "all"]:
+        lines.append(
+            f"{op:12}" + "".join(f"{took[op, isa]:10.1f} {took[op, isa] / took['all', isa]:5.0%}" for isa in isas)
+        )
+    return "\n".join(lines)
+
+
+def times_record(times) -> dict[str, float]:
+    names = {"ms": times.median, "ms_25": times.low, "ms_75": times.high, "ms_min": times.least, "ms_max": times.most}
+    return {name: 1e3 * seconds for name, seconds in names.items()}
+
+
+def record(row: Row) -> dict[str, object]:
+    """A row for machines: times in ms, rates in 10^9 a second, shares as fractions."""
+    case = row.case
+    return {
+        "kernel": case.kernel.name, "op": case.op.name, "dims": case.dims, "accs": case.accs,
+        "calls_per_step": case.calls,
+        "backend": row.backend, "isa": row.isa, "threads": row.threads, "cpu": cpu_name(),
+        **times_record(row.times), "array_bytes": row.arrays,
+        "flops": case.flops, "gflops": row.flops_per_s / 1e9, "peak_gflops": row.peak / 1e9, "of_peak": row.of_peak,
+        "bytes": row.moved, "gbytes_per_s": row.bytes_per_s / 1e9, "memory_gbytes_per_s": row.memory / 1e9,
+        "of_memory": row.of_memory,
+    }  # fmt: skip
+
+
+# --- the step --------------------------------------------------------------------------------------------------------
+
+STEP_COLUMNS = (
+    f"{'':12}{'ms':>9}{'25%':>9}{'75%':>9}{'tokens/s':>10}{'GFLOP/s':>9}{'T_roof':>9}{'of it':>8}{'peak':>8}{'GB/s':>7}"
+)
+STEP_NOTES = """\
+T_roof    {parts}
+          products and attention at the peak of FMAs in registers (GFLOP/s, {precision}), AdamW at the speed (GB/s) of its 4
+          reads and 3 writes of every parameter: the best windows of the same rounds. ms: median and quartiles of {repeats}
+memory    {memory}\
+"""
+
+
+def step_line(row: StepRow) -> str:
+    times = "".join(f"{1e3 * seconds:9.2f}" for seconds in (row.seconds, row.times.low, row.times.high))
+    return (f"  {row.isa:10}{times}{row.tokens_per_s:10.0f}{row.flops_per_s / 1e9:9.1f}{1e3 * row.roof:9.2f}"
+            f"{row.of_roof:8.1%}{row.peak / 1e9:8.0f}{row.memory / 1e9:7.1f}")  # fmt: skip
+
+
+def step_notes(rows: list[StepRow], precision: str, repeats: int) -> str:
+    best = rows[0]
+    parts = best.cost.parts(best.peak, best.memory)
+    memory = ", ".join(f"{row.isa} {human(row.planned)} planned, {human(row.resident)} resident" for row in rows)
+    return STEP_NOTES.format(
+        parts=" + ".join(f"{name} {1e3 * seconds:.2f}" for name, seconds in parts.items())
+        + f" = {1e3 * best.roof:.2f} ms ({best.isa})",
+        precision=precision, repeats=repeats, memory=memory,
+    )  # fmt: skip
+
+
+def step_record(row: StepRow) -> dict[str, object]:
+    parts = row.cost.parts(row.peak, row.memory)
+    return {
+        "step": row.isa, "backend": row.backend, "isa": row.isa, "threads": row.threads, **times_record(row.times),
+        "tokens": row.cost.tokens, "tokens_per_s": row.tokens_per_s, "flops": row.cost.flops,
+        "gflops": row.flops_per_s / 1e9, "parameters": row.cost.parameters, "t_roof_ms": 1e3 * row.roof,
+        "t_roof_parts_ms": {name: 1e3 * seconds for name, seconds in parts.items()}, "of_t_roof": row.of_roof,
+        "peak_gflops": row.peak / 1e9, "peak_fp32_gflops": row.peak32 / 1e9, "memory_gbytes_per_s": row.memory / 1e9,
+        "planned_bytes": row.planned, "resident_bytes": row.resident,
+    }  # fmt: skip
+
+
+# --- the profile -----------------------------------------------------------------------------------------------------
+
+PROFILE_COLUMNS = f"{'':48}{'calls':>6}{'ms':>9}{'share':>7}{'ideal':>9}{'lost':>9}{'of ideal':>9}{'rate':>17}"
+PROFILE_NOTES = """\
+ideal: the flops at the peak of FMAs, or the kernel's own reads and writes without arithmetic on its own arrays, one
+call repeated; whichever takes longer, its rate is shown. Calls in their order within real steps, medians of {repeats} rounds
+"""
+UNTOLD = (*MODES, "V", "KVH", "R", "maxT")  # dims that a row of the profile leaves out: others tell as much
+
+
+def profile_table(profile: Profile) -> str:
+    total, lost = profile.total, profile.total - profile.ideal
+    return "\n".join([
+        PROFILE_COLUMNS,
+        *(_profile_line(row, total) for row in profile.rows),
+        _sum_line("outside of kernels: Python, batch, mean loss", profile.outside, total, 0.0, profile.outside),
+        _sum_line("all", total, total, profile.ideal, lost),
+        f"{'the step in the same rounds, off the clock':54}{1e3 * profile.step.seconds:9.2f}",
+    ])  # fmt: skip
+
+
+def _profile_line(row: ProfileRow, total: float) -> str:
+    rate, unit = (row.flops_per_s, "GFLOP/s") if row.bound == "peak" else (row.bytes_per_s, "GB/s")
+    return (f"{short_name(row.case):48}{row.count:6}{1e3 * row.seconds:9.2f}{row.seconds / total:7.1%}"
+            f"{1e3 * row.ideal:9.2f}{1e3 * row.lost:9.2f}{row.ideal / row.seconds:9.0%}{rate / 1e9:9.1f} {unit}")  # fmt: skip
+
+
+def short_name(case: Case) -> str:
+    """ "linear_backward N256 C768 OC2304 +weight": what is added to is named."""
+    sizes = [f"{dim}{size}" for dim, size in case.dims.items() if dim not in UNTOLD]
+    return " ".join([case.kernel.name, *sizes, *(acc.replace("acc_", "+") for acc, on in case.accs.items() if on)])
+
+
+def _sum_line(name: str, seconds: float, total: float, ideal: float, lost: float) -> str:
+    return (f"{name:54}{1e3 * seconds:9.2f}{seconds / total:7.1%}{1e3 * ideal:9.2f}{1e3 * lost:9.2f}"
+            f"{ideal / seconds:9.0%}")  # fmt: skip
+
+
+def profile_record(row: ProfileRow, isa: str) -> dict[str, object]:
+    case = row.case
+    return {
+        "profile": case.kernel.name, "isa": isa, "dims": case.dims, "accs": case.accs, "calls": row.count,
+        "ms": 1e3 * row.seconds, "flops": case.calls * case.flops, "gflops": row.flops_per_s / 1e9,
+        "bytes": case.calls * row.moved, "gbytes_per_s": row.bytes_per_s / 1e9, "ideal_ms": 1e3 * row.ideal,
+        "bound": row.bound, "lost_ms": 1e3 * row.lost, "peak_gflops": row.peak / 1e9,
+        "memory_gbytes_per_s": row.memory / 1e9,
+    }  # fmt: skip
