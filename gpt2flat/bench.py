@@ -1,19 +1,27 @@
-"""python -m gpt2flat.bench [OP ...|step]: each kernel, or the whole training step, against the machine's limits."""
+"""python -m gpt2flat.bench [OP ...|step|growth]: kernels, or the whole training step, against the machine's limits."""
 
 import json
 import os
 import sys
-from contextlib import nullcontext
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 
+from .arch.gpt2 import GPT2Config
 from .benchmarks import screen
-from .benchmarks.cases import resize, select, step_cases
-from .benchmarks.machine import Machine, faster_precision, measure_memory
+from .benchmarks.cases import Case, resize, select, step_cases
+from .benchmarks.choice import best, best_and_avx2, open_machines, stream_kernels
+from .benchmarks.growth import LONGEST, MOST_ROWS, measure_growth, shapes, stretched
+from .benchmarks.machine import WINDOW, Machine, faster_precision, measure_memory
 from .benchmarks.measure import measure
+from .benchmarks.peers import PEERS, Peer, PeerRow
+from .benchmarks.plot import Point, check_plot, draw
 from .benchmarks.profile import Probe, measure_profile
-from .benchmarks.step import Trainee, measure_steps
-from .command import Parser, number, open_kernels, run
-from .errors import UnsupportedCPUError, UsageError
-from .kernels import ISAS, MAX_THREADS, available_isas, backend, cpu_name, default_threads
+from .benchmarks.step import STEP_WINDOW, StepRow, Trainee, measure_steps, remote_steps
+from .command import Parser, number, run, surroundings
+from .errors import UsageError
+from .kernels import ISAS, MAX_THREADS, backend, cpu_name, default_threads
 from .kernels.ops import KERNELS, OPS
 from .model import PRECISIONS, find_shape
 
@@ -21,7 +29,7 @@ BACKENDS = ("all", "c", "numba")
 KINDS = ("all", *ISAS)
 IMPOSSIBLE = 1
 LARGEST = 1 << 40  # of a dim: far beyond any memory, far below where sizes overflow
-KERNEL_SECONDS = 0.005
+ROUNDS, GROWTH_ROUNDS = 9, 5
 
 
 def parser() -> Parser:
@@ -30,16 +38,21 @@ def parser() -> Parser:
         description="Times kernels, or the training step, beside the limits of this machine measured in the same rounds.",
     )
     p.add_argument("names", nargs="*", metavar="OP",
-                   help="an op (linear), a kernel (linear_backward), or step: forward, backward and update; default: all ops")  # fmt: skip
+                   help="an op (linear), a kernel (linear_backward); step: forward, backward and update; growth: steps of "
+                        "many batch shapes; default: all ops")  # fmt: skip
     p.add_argument("--init", default="d12", metavar="MODEL",
                    help="whose shapes: a .bin checkpoint, a descriptor or a preset (d12)")  # fmt: skip
-    p.add_argument("-b", "--batch-size", type=number("--batch-size", int, 1, 1 << 20), default=4, metavar="B")
+    p.add_argument("-b", "--batch-size", type=number("--batch-size", int, 1, 1 << 20), metavar="B",
+                   help="default 4; of growth the most, 16")  # fmt: skip
     p.add_argument("-t", "--seq-len", type=number("--seq-len", int, 1, 1 << 20), metavar="T",
-                   help="default 64, or the block size if that is smaller")  # fmt: skip
+                   help="default 64, or the block size if that is smaller; of growth the longest, 4096")  # fmt: skip
     p.add_argument("--precision", choices=(*PRECISIONS, "auto"), default="fp32",
                    help="bf16: of the products, beside their peak; auto: what is faster here")  # fmt: skip
     p.add_argument("--attention", default="flash", help="of step: flash or standard (flash)")
     p.add_argument("--profile", action="store_true", help="of step: where its time goes, kernel by kernel")
+    p.add_argument("--vs", type=peers, default=(), metavar="torch,numpy",
+                   help="the same work by PyTorch (step, kernels) or NumPy (linear), in turn, in processes of their own")  # fmt: skip
+    p.add_argument("--plot", metavar="FILE.png", help="also draw the roofline picture")
     p.add_argument("--dims", type=dims, default={}, metavar="N=256,C=768", help="other dims than the model's")
     p.add_argument("--backend", choices=BACKENDS, help="default: all there are; of step: C")
     p.add_argument("--isa", type=isas, metavar="ISA[,ISA]",
@@ -47,9 +60,8 @@ def parser() -> Parser:
     p.add_argument(
         "--threads", type=number("--threads", int, 1, MAX_THREADS), help="default: physical cores, or OMP_NUM_THREADS"
     )
-    p.add_argument(
-        "--repeats", type=number("--repeats", int, 1), default=9, help="rounds over the backends; the median counts (9)"
-    )
+    p.add_argument("--repeats", type=number("--repeats", int, 1),
+                   help="rounds over all that is compared; the median counts (9, of growth 5)")  # fmt: skip
     p.add_argument("--seconds", type=number("--seconds", float, 0, 3600),
                    help="of a kernel in a round, one call at least (0.005); of step: 0.1")  # fmt: skip
     p.add_argument("--json", nargs="?", const="-", metavar="FILE",
@@ -66,7 +78,16 @@ def isas(text: str) -> tuple[str, ...]:
     return ("all",) if "all" in found else found
 
 
-def wish(variable: str, choices: tuple[str, ...]) -> str | None:
+def peers(text: str) -> tuple[str, ...]:
+    """Reads "torch,numpy". Raises UsageError."""
+    found = tuple(dict.fromkeys(word.strip() for word in text.split(",")))
+    for word in found:
+        if word not in PEERS:
+            raise UsageError(f"--vs {text}: choose from {', '.join(PEERS)}")
+    return found
+
+
+def environment_wish(variable: str, choices: tuple[str, ...]) -> str | None:
     """The choice that an environment variable makes. Raises UsageError."""
     word = os.environ.get(variable, "").strip().lower()
     if word not in ("", "auto", *choices):
@@ -85,63 +106,15 @@ def dims(text: str) -> dict[str, int]:
     return found
 
 
-# --- the machines ----------------------------------------------------------------------------------------------------
+def machines_of(args: Namespace, usual: Callable | None = None) -> list[Machine]:
+    """Raises UnsupportedCPUError, UsageError."""
+    name = args.backend or environment_wish("GPT2FLAT_BACKEND", BACKENDS)
+    isa = environment_wish("GPT2FLAT_ISA", KINDS)
+    return open_machines(name, args.isa or (isa and (isa,)), default_threads(args.threads).count, tell, usual)
 
 
-def open_machines(args, step: bool = False) -> list[Machine]:
-    """The kernels to compare, the best of C first for a step. What cannot be had of `all` is said on stderr. Raises
-    UnsupportedCPUError, UsageError."""
-    name = args.backend or wish("GPT2FLAT_BACKEND", BACKENDS)
-    isa = args.isa or ((word,) if (word := wish("GPT2FLAT_ISA", KINDS)) else None)
-    if name == "numba" and isa not in (None, ("all",)):
-        raise UsageError(
-            f"{', '.join(isa)}: instruction sets of the C kernels, Numba finds its own: leave --isa or GPT2FLAT_ISA out"
-        )
-    ways = {
-        "c": lambda: [backend("c", one) for one in chosen_isas(isa, step, args.profile)],
-        "numba": lambda: [open_kernels("numba")],
-    }
-    everything = name in (None, "all") and isa in (None, ("all",))
-    chosen = [name] if name not in (None, "all") else list(ways) if everything else ["c"]
-    found, missing = [], []
-    for way in chosen:
-        if step and name is None and isa is None and found:
-            break  # the twins only where there is no C
-        try:
-            found += ways[way]()
-        except UnsupportedCPUError as problem:
-            missing.append(str(problem))
-    if not found:
-        raise UnsupportedCPUError("; ".join(missing))
-    for problem in missing:
-        print(f"left out: {problem}", file=sys.stderr)
-    machines = [Machine(kernels, default_threads(args.threads).count) for kernels in found]
-    for machine in machines:
-        machine.measure_peaks()
-    return machines
-
-
-def chosen_isas(isa: tuple[str, ...] | None, step: bool, best_only: bool) -> list[str]:
-    """The instruction sets to open, for a step in falling order: by default the best, and what most laptops have."""
-    have = available_isas()
-    if isa is None and step:
-        return have[-1:] + ["avx2"] * (not best_only and "avx2" in have[:-1])
-    if isa in (None, ("all",)):
-        return have[::-1] if step else have
-    return list(isa)
-
-
-def stream_kernels(machines: list[Machine]) -> list:
-    """Whose loops measure memory: the two widest of C, whatever is compared, or else the twins."""
-    try:
-        return [backend("c", isa) for isa in available_isas()[-2:]]
-    except UnsupportedCPUError:
-        return [machine.kernels for machine in machines]
-
-
-def machine_line(args, team: int) -> str:
-    why = default_threads(args.threads).why
-    return f"machine   {cpu_name()}, {team} thread{'s' * (team > 1)} ({why})"
+def tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 class Output:
@@ -177,79 +150,194 @@ def finish(impossible: list[str]) -> int:
 # --- what is timed ---------------------------------------------------------------------------------------------------
 
 
-def bench_kernels(args, config, B: int, T: int, precision: str, out: Output) -> int:
-    machines = open_machines(args)
-    streams = stream_kernels(machines)
-    cases = step_cases(config, B, T, machines[-1].kernels, precision)
+@dataclass(frozen=True)
+class Wish:
+    """What the flags ask for. window: seconds of a sample, None = as usual for what is timed."""
+
+    args: Namespace
+    config: GPT2Config
+    B: int
+    T: int
+    precision: str
+    out: Output
+
+    @property
+    def shape(self) -> str:
+        return f"{self.args.init}, B {self.B}, T {self.T}, {self.precision}"
+
+    def repeats(self, usual: int) -> int:
+        return self.args.repeats or usual
+
+    def window(self, usual: float) -> float:
+        return usual if self.args.seconds is None else self.args.seconds
+
+    @property
+    def options(self) -> dict[str, object]:
+        """Of Model."""
+        return {"attention": self.args.attention, "precision": self.precision}
+
+    @property
+    def machine(self) -> str:
+        count = default_threads(self.args.threads).count
+        return f"{cpu_name()}, {count} thread{'s' * (count > 1)}"
+
+    def begin(self, machines: list[Machine], peers: list[Peer], **more) -> None:
+        """The first line of the screen and of the JSON."""
+        self.out.show(f"machine   {self.machine} ({default_threads(self.args.threads).why})")
+        for peer in peers:
+            self.out.show(f"versus    {peer.label}, in a process of its own with as many threads, in turn")
+        self.out.write({"machine": surroundings() | screen.machine_record(machines) | more})
+
+    def plot(self, points: list[Point], machines: list[Machine], memory: dict[str, float]) -> None:
+        if not self.args.plot:
+            return
+        peaks = {f"{m.kernels.isa}{', bf16' * bf16}": m.peak(bf16) for m in machines for bf16 in m.timed}
+        if not any(point.bf16 for point in points):
+            peaks = {label: peak for label, peak in peaks.items() if "bf16" not in label.split(", ")}
+        title = f"{', '.join(self.args.names) or 'kernels'} of {self.shape}; {self.machine}"
+        draw(self.args.plot, title, points, peaks, memory)
+        self.out.show(f"plot      {self.args.plot}")
+
+
+def bench_kernels(wish: Wish, peers: list[Peer]) -> int:
+    args = wish.args
+    machines = machines_of(args)
+    streams, window = stream_kernels(machines), wish.window(WINDOW)
+    cases = step_cases(wish.config, wish.B, wish.T, machines[-1].kernels, wish.precision)
     cases = resize(select(cases, args.names), args.dims)
+    for peer in peers:
+        if not any(case.kernel.name in peer.knows for case in cases):
+            raise UsageError(f"--vs {peer.name}: it is compared in {', '.join(peer.knows)} only")
     speeds = measure_memory(streams[-1], machines[0].threads)
+    wish.begin(machines, peers, memory_gbytes_per_s={name: speed / 1e9 for name, speed in speeds.items()})
     other = "".join(f", {dim} {size}" for dim, size in args.dims.items())
-    out.show(machine_line(args, machines[0].team))
-    out.show(
-        screen.KERNEL_NOTES.format(
-            peaks=", ".join(map(screen.peaks, machines)),
-            speeds=", ".join(f"{pattern} {speed / 1e9:.0f}" for pattern, speed in speeds.items()),
-            shapes=f"{args.init}, B {B}, T {T}, {precision}{other}",
-            repeats=args.repeats,
-        )
-        + f"\n{screen.COLUMNS}"
-    )
-    rows = []
+    notes = screen.kernel_notes(machines, speeds, wish.shape + other, wish.repeats(ROUNDS))
+    wish.out.show(f"{notes}\n{screen.columns(screen.COLUMNS, args.vs)}")
+    rows, points = [], []
     for case in cases:
-        found = measure(case, machines, streams, args.repeats, KERNEL_SECONDS if args.seconds is None else args.seconds)
+        found, others = measure(case, machines, streams, wish.repeats(ROUNDS), window, peers)
         rows += found
-        out.show("\n".join([screen.title(case), *map(screen.line, found)]))
-        out.write(*map(screen.record, found))
+        points += [case_point(case, row.isa, row.seconds, row.moved) for row in found]
+        points += [case_point(case, other.name, other.times.median, found[0].moved) for other in others]
+        wish.out.show("\n".join([screen.title(case), *screen.kernel_lines(found, others)]))
+        wish.out.write(*(screen.record(row, others) for row in found))
+        wish.out.write(*(screen.peer_record(other, kernel=case.kernel.name, dims=case.dims) for other in others))
     if not args.names and not args.dims:
-        out.show(f"\n{screen.step_table(rows)}")
+        wish.out.show(f"\n{screen.step_table(rows)}")
+    cached = max(row.memory for row in rows)
+    wish.plot(points, machines, {"memory, AdamW's mix": speeds["adamw"], "fastest cached stream": cached})
     return finish([row.impossible for row in rows])
 
 
-def bench_step(args, config, B: int, T: int, precision: str, out: Output) -> int:
-    machines = open_machines(args, step=True)
+def case_point(case: Case, by: str, seconds: float, moved: int) -> Point:
+    return Point(screen.short_name(case), by, case.flops, moved, seconds, case.bf16)
+
+
+def bench_step(wish: Wish, peers: list[Peer]) -> int:
+    machines = machines_of(wish.args, best_and_avx2)
+    memory, window = stream_kernels(machines), wish.window(STEP_WINDOW)
+    trainees = []
+    for machine in machines:
+        trainees.append(Trainee(wish.config, machine, window, **wish.options))
+        trainees[-1].take(wish.B, wish.T)
+    others = remote_steps(peers, wish.config, wish.B, wish.T, wish.precision, window)
+    wish.begin(machines, peers)
+    wish.out.show(f"step      {wish.shape}, attention {wish.args.attention}: forward, backward, update")
+    rows, found = measure_steps(trainees, memory, wish.repeats(ROUNDS), others)
+    show_steps(wish, rows, found)
+    cost = rows[0].cost
+    timed = [(row.isa, row.seconds) for row in rows] + [(other.name, other.times.median) for other in found]
+    points = [Point("step", by, cost.flops, 28 * cost.parameters, seconds, trainees[0].bf16) for by, seconds in timed]
+    wish.plot(points, machines, {"AdamW's reads and writes": rows[0].memory})
+    return finish([row.impossible for row in rows])
+
+
+def show_steps(wish: Wish, rows: list[StepRow], others: list[PeerRow]) -> None:
+    notes = screen.step_notes(rows, wish.precision, wish.repeats(ROUNDS))
+    head = screen.columns(screen.STEP_COLUMNS, (other.name for other in others))
+    wish.out.show("\n".join([notes, "", head, *screen.step_lines(rows, others)]))
+    wish.out.write(*(screen.step_record(row, others) for row in rows))
+    wish.out.write(*(screen.peer_record(other, step=wish.args.init) for other in others))
+
+
+def bench_profile(wish: Wish, peers: list[Peer]) -> int:
+    machines = machines_of(wish.args, best)
     memory = stream_kernels(machines)
-    options = dict(attention=args.attention, precision=precision)
-    probes = [Probe(machine.kernels) if args.profile else None for machine in machines]
-    trainees = [Trainee(config, B, T, *pair, **options) for pair in zip(machines, probes)]
-    for trainee in trainees:
-        trainee.timed.window = trainee.timed.window if args.seconds is None else args.seconds
-    out.show(machine_line(args, trainees[0].threads))
-    out.show(f"step      {args.init}, B {B}, T {T}, {precision}, attention {args.attention}: forward, backward, update")
-    if args.profile:
-        profiles = [measure_profile(*pair, memory, args.repeats) for pair in zip(trainees, probes)]
-        rows = [profile.step for profile in profiles]
-    else:
-        profiles, rows = [], measure_steps(trainees, memory, args.repeats)
-    out.show(
-        "\n".join(
-            [screen.step_notes(rows, precision, args.repeats), "", screen.STEP_COLUMNS, *map(screen.step_line, rows)]
-        )
-    )
-    out.write(*map(screen.step_record, rows))
-    for profile in profiles:
-        out.show(f"\n{screen.profile_table(profile)}\n{screen.PROFILE_NOTES.format(repeats=args.repeats)}")
-        out.write(*(screen.profile_record(row, profile.step.isa) for row in profile.rows))
-    return finish([one.impossible for one in [*rows, *(row for profile in profiles for row in profile.rows)]])
+    wish.begin(machines, peers)
+    wish.out.show(f"step      {wish.shape}, attention {wish.args.attention}: forward, backward, update")
+    profiles = []
+    for machine in machines:
+        probe = Probe(machine.kernels)
+        trainee = Trainee(wish.config, machine, wish.window(STEP_WINDOW), probe, **wish.options)
+        trainee.take(wish.B, wish.T)
+        profile = measure_profile(trainee, probe, memory, wish.repeats(ROUNDS))
+        profiles.append(profile)
+        show_steps(wish, [profile.step], [])
+        wish.out.show(f"\n{screen.profile_table(profile)}\n{screen.PROFILE_NOTES.format(repeats=wish.repeats(ROUNDS))}")
+        wish.out.write(*(screen.profile_record(row, profile.step.isa) for row in profile.rows))
+    rows = [row for profile in profiles for row in profile.rows]
+    points = [
+        Point(screen.short_name(row.case), profile.step.isa, row.flops, row.bytes, row.seconds, row.case.bf16)
+        for profile in profiles for row in profile.rows
+    ]  # fmt: skip
+    speeds = {"memory, AdamW's mix": profiles[0].step.memory, "fastest cached stream": max(row.memory for row in rows)}
+    wish.plot(points, machines, speeds)
+    return finish([one.impossible for one in [*(profile.step for profile in profiles), *rows]])
+
+
+def bench_growth(wish: Wish, peers: list[Peer]) -> int:
+    args = wish.args
+    machine = machines_of(args, best)[-1]
+    batches = shapes(args.batch_size or MOST_ROWS, args.seq_len or LONGEST)
+    config = stretched(wish.config, max(T for _, T in batches))
+    trainee = Trainee(config, machine, wish.window(STEP_WINDOW), **wish.options)
+    wish.begin([machine], peers)
+    wish.out.show(screen.GROWTH_NOTES.format(
+        model=f"{args.init} with block size {config.block_size}, {wish.precision}, {machine.kernels.isa}",
+        repeats=wish.repeats(GROWTH_ROUNDS)) + f"\n{screen.GROWTH_COLUMNS}")  # fmt: skip
+    rows = []
+    for B, T, row in measure_growth(trainee, batches, stream_kernels([machine]), wish.repeats(GROWTH_ROUNDS)):
+        wish.out.show(screen.growth_line(B, T, row))
+        if row:
+            rows.append(row)
+            wish.out.write({"B": B, "T": T} | screen.step_record(row, []))
+    return finish([row.impossible for row in rows])
 
 
 def body(argv: list[str]) -> int:
     args = parser().parse(argv)
-    if args.json in (*OPS, *KERNELS, "step"):
-        raise UsageError(f"--json {args.json}: name a file, or put the flag last for JSON in place of the table")
-    step = "step" in args.names
-    if step and len(args.names) > 1:
-        raise UsageError(f"{' '.join(args.names)}: step is timed alone, a run for it and a run for kernels")
-    if step and args.dims:
-        raise UsageError("--dims resizes single kernels: give step another --init, -b or -t")
-    if args.profile and not step:
-        raise UsageError("--profile is a flag of step: gpt2flat bench step --profile")
+    what = check(args)
     config = find_shape(args.init)[0]
-    B, T = args.batch_size, args.seq_len or min(64, config.block_size)
-    precision = args.precision
-    if precision == "auto":
-        precision = faster_precision(backend(), default_threads(args.threads).count)
-    with Output(args.json) as out:
-        return (bench_step if step else bench_kernels)(args, config, B, T, precision, out)
+    threads = default_threads(args.threads).count
+    B, T = args.batch_size or 4, args.seq_len or min(64, config.block_size)
+    precision = faster_precision(backend(), threads) if args.precision == "auto" else args.precision
+    with ExitStack() as stack:
+        out = stack.enter_context(Output(args.json))
+        peers = [stack.enter_context(Peer(name, threads)) for name in args.vs]
+        return what(Wish(args, config, B, T, precision, out), peers)
+
+
+def check(args: Namespace) -> Callable[[Wish, list[Peer]], int]:
+    """What to time. Raises UsageError for flags that do not go together."""
+    words = [word for word in args.names if word in WHOLE]
+    if args.json in (*OPS, *KERNELS, *WHOLE):
+        raise UsageError(f"--json {args.json}: name a file, or put the flag last for JSON in place of the table")
+    if words and len(args.names) > 1:
+        raise UsageError(f"{' '.join(args.names)}: {words[0]} is timed alone, in a run of its own")
+    if words and args.dims:
+        raise UsageError(f"--dims resizes single kernels: give {words[0]} another --init, -b or -t")
+    if args.profile and words != ["step"]:
+        raise UsageError("--profile is a flag of step: gpt2flat bench step --profile")
+    if args.vs and (args.profile or words == ["growth"]):
+        raise UsageError("--vs compares steps and kernels: leave it out of --profile and growth")
+    if args.plot and words == ["growth"]:
+        raise UsageError("--plot draws steps, profiles and kernels: growth is a table")
+    if args.plot:
+        check_plot(args.plot)
+    return bench_profile if args.profile else WHOLE[words[0]] if words else bench_kernels
+
+
+WHOLE = {"step": bench_step, "growth": bench_growth}
 
 
 def main(argv: list[str] | None = None) -> int:

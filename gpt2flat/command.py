@@ -139,6 +139,14 @@ def open_kernels(name: str | None = None):
 
 def environment(model, peak: float) -> dict[str, object]:
     """What a run of `model` ran on, for env.json; peak in flops per second."""
+    return surroundings() | {
+        "backend": model.kernels.name, "isa": model.kernels.isa, "precision": model.precision, "threads": model.threads,
+        "peak_gflops": round(peak / 1e9, 1),
+    }  # fmt: skip
+
+
+def surroundings() -> dict[str, object]:
+    """When, what was asked, by which sources, on which CPU, with which versions."""
     versions = {"gpt2flat": __version__, "python": platform.python_version()}
     for package in ("numpy", "cffi", "numba", "tiktoken"):
         try:
@@ -147,8 +155,7 @@ def environment(model, peak: float) -> dict[str, object]:
             versions[package] = "not installed"
     return {
         "started": datetime.now(UTC).isoformat(timespec="microseconds"), "command": sys.argv, "commit": commit(),
-        "backend": model.kernels.name, "isa": model.kernels.isa, "precision": model.precision, "threads": model.threads, "cpu": cpu_name(),
-        "peak_gflops": round(peak / 1e9, 1), "platform": platform.platform(), "versions": versions,
+        "cpu": cpu_name(), "platform": platform.platform(), "versions": versions,
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from datetime import datetime
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 import harness
 from gpt2flat import bench
-from gpt2flat.benchmarks import cases, machine, measure
+from gpt2flat.benchmarks import cases, choice, machine, measure
 from gpt2flat.errors import KernelArgError, UnsupportedCPUError
 from gpt2flat.kernels.ops import KERNELS, MODES, OP_OF, OPS, READ, UPDATE, WRITE, Move
 from gpt2flat.memory import axes as ax
@@ -39,7 +40,10 @@ def case_of(name: str, **numbers) -> cases.Case:
 
 def test_every_kernel_has_a_row_on_every_backend(tmp_path, capsys):
     assert bench.main([*SMALL, "--json", str(tmp_path / "rows")]) == 0
-    screen, rows = capsys.readouterr(), [json.loads(line) for line in (tmp_path / "rows").read_text().splitlines()]
+    screen, lines = capsys.readouterr(), (tmp_path / "rows").read_text().splitlines()
+    first, *rows = map(json.loads, lines)
+    check_machine(first["machine"], [native.isa for native in BACKENDS])
+    assert first["machine"]["memory_gbytes_per_s"].keys() == machine.PATTERNS.keys()
     isas = [native.isa for native in BACKENDS]
     assert {(row["kernel"], row["isa"]) for row in rows} == {(name, isa) for name in KERNELS for isa in isas}
     assert [row["isa"] for row in rows] == isas * (len(rows) // len(isas)), "in turn"
@@ -71,9 +75,25 @@ def test_every_kernel_has_a_row_on_every_backend(tmp_path, capsys):
     assert [line.split()[0] for line in step[1:]] == [o for o in OPS if o not in ("attention_standard", "gelu", "residual")] + ["all"]
 
 
+def check_machine(found: dict, isas: list[str]) -> None:
+    """The first line of JSON: on what, with what and how all of it was measured."""
+    assert found["cpu"] and found["threads"] == 2 and found["platform"] and found["command"]
+    assert set(found["versions"]) >= {"python", "numpy", "gpt2flat"} and datetime.fromisoformat(found["started"])
+    assert found["commit"] is None or len(found["commit"]) == 40
+    assert list(found["peak_gflops"]) == isas and all(peak > 0 for peak in found["peak_gflops"].values())
+    native = [isa for isa in isas if isa != "numba"]
+    assert list(found["flags"]) == native and all("-O3" in flags for flags in found["flags"].values())
+    assert list(found["peak_bf16_gflops"]) == [isa for isa in native if isa == "avx512bf16"]
+
+
+def rows_of(capsys) -> list[dict]:
+    """The JSON in place of the table, without the machine."""
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()[1:]]
+
+
 def test_json_in_place_of_the_table_for_one_kernel_at_other_dims(capsys):
     assert bench.main([*SMALL, "linear_forward", "--dims", "N=5,C=7,OC=3", "--isa", "scalar", "--json"]) == 0
-    (row,) = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    (row,) = rows_of(capsys)
     assert row["dims"] == {"N": 5, "C": 7, "OC": 3, "BF16": 0} and row["flops"] == 2 * 5 * 7 * 3
     assert row["isa"] == "scalar"
     assert row["bytes"] == 4 * (5 * 7 + 3 * 7 + 3 + 5 * 3) and row["calls_per_step"] == 0
@@ -85,7 +105,7 @@ def test_bf16_has_a_peak_of_its_own_and_only_for_products(capsys):
     titles = [line for line in capsys.readouterr().out.splitlines() if line.startswith("linear")]
     assert titles[0] == "linear_forward N4 C64 OC384 BF16"
     assert bench.main([*argv, "--backend", "c", "--json"]) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    rows = rows_of(capsys)
     assert {row["kernel"]: row["dims"].get("BF16") for row in rows} == {"linear_forward": 1, "gelu_forward": None}
     native = BACKENDS[-2]
     fp32, bf16 = (native.flops_of_peak_round(mode) for mode in (False, True))
@@ -111,6 +131,13 @@ def test_bf16_has_a_peak_of_its_own_and_only_for_products(capsys):
         (["step", "--attention", "local"], 2, "attention 'local': choose from flash, standard"),
         (["step", "-t", "65"], 8, "batch (1, 65): expected 1 to"),
         (["--profile"], 2, "--profile is a flag of step"),
+        (["growth", "--profile"], 2, "--profile is a flag of step"),
+        (["growth", "--vs", "numpy"], 2, "--vs compares steps and kernels"),
+        (["growth", "--plot", "a.png"], 2, "growth is a table"),
+        (["step", "--plot", "a.svg"], 2, "--plot a.svg: expected the name of a PNG file"),
+        (["step", "--vs", "jax"], 2, "--vs jax: choose from torch, numpy"),
+        (["step", "--vs", "numpy"], 2, "--vs numpy: no training step there, only linear_forward"),
+        (["gelu", "--vs", "numpy"], 2, "--vs numpy: it is compared in linear_forward"),
         (["--init", "nothing.bin"], 5, "nothing.bin: cannot be opened"),
     ],
     ids=str,
@@ -124,7 +151,7 @@ def test_a_mistake_is_one_line(argv, code, words, capsys):
 def test_the_environment_chooses_too(monkeypatch, capsys):
     monkeypatch.setenv("GPT2FLAT_ISA", "scalar")
     assert bench.main([*SMALL, "gelu_forward", "--json"]) == 0
-    assert [json.loads(line)["isa"] for line in capsys.readouterr().out.splitlines()] == ["scalar"]
+    assert [row["isa"] for row in rows_of(capsys)] == ["scalar"]
     monkeypatch.setenv("GPT2FLAT_ISA", "sse")
     assert bench.main(SMALL) == 2 and "GPT2FLAT_ISA=sse: expected one of all, scalar" in capsys.readouterr().err
 
@@ -134,15 +161,17 @@ def test_without_numba_or_without_c(monkeypatch, capsys):
         raise UnsupportedCPUError("it is not there")
 
     with monkeypatch.context() as change:
-        change.setattr(bench, "open_kernels", missing)
+        change.setattr(choice, "_twins", missing)
         assert bench.main([*SMALL, "gelu_forward", "--json"]) == 0
         screen = capsys.readouterr()
-        assert screen.out.count("\n") == len(BACKENDS) - 1 and screen.err == "left out: it is not there\n"
-    monkeypatch.setattr(bench, "available_isas", missing)
+        assert screen.out.count("\n") == 1 + len(BACKENDS) - 1 and screen.err == "left out: it is not there\n"
+    monkeypatch.setattr(choice, "available_isas", missing)
     assert bench.main([*SMALL, "gelu_forward", "--json"]) == 0
     screen = capsys.readouterr()
-    assert json.loads(screen.out)["isa"] == "numba" and screen.err == "left out: it is not there\n"
+    assert json.loads(screen.out.splitlines()[1])["isa"] == "numba" and screen.err == "left out: it is not there\n"
     assert bench.main([*SMALL, "--backend", "c"]) == UnsupportedCPUError.code
+    assert bench.main([*SMALL, "step", "--json"]) == 0, "the twins make steps where there is no C"
+    assert [row["isa"] for row in rows_of(capsys)] == ["numba"]
 
 
 # --- shares that cannot be
@@ -186,7 +215,7 @@ def test_a_share_that_is_too_large_is_measured_again():
             return asked[-1] * (1e-6 if len(asked) <= 2 else 1)
 
     doubtful = Doubtful(native, 1)
-    (row,) = measure.measure(case_of("linear_forward", N=64, C=64, OC=64), [doubtful], [native], 2, 0.0)
+    (row,), _ = measure.measure(case_of("linear_forward", N=64, C=64, OC=64), [doubtful], [native], 2, 0.0)
     assert len(asked) == 3 and len(doubtful.timed[False].samples) == 3 * 2 + 2 and not row.impossible
 
 
@@ -203,6 +232,7 @@ def test_a_share_that_is_too_large_is_measured_again():
         ("linear_backward", dict(N=3, C=5, OC=7), 21 + 15 + 35 + 15 + 35 + 7),
         ("linear_backward", dict(N=3, C=5, OC=7, acc_weight=1, acc_bias=1), 21 + 15 + 35 + 15 + 2 * 35 + 2 * 7),
         ("embedding_forward", dict(N=6, T=3, C=5, Vp=99, maxT=50), 6 + 30 + 15 + 30),
+        ("embedding_forward", dict(N=6, T=3, C=5, Vp=4, maxT=50), 6 + 20 + 15 + 30),
         ("embedding_backward", dict(N=6, T=3, C=5, Vp=99, maxT=50), 6 + 30 + 99 * 5 + 50 * 5),
         ("embedding_backward", dict(N=6, T=3, C=5, Vp=99, maxT=50, acc_wte=1), 6 + 30 + 2 * 30 + 50 * 5),
         ("classifier_train", dict(N=6, C=5, V=9, Vp=10, R=2), 6 + 30 + 50 + 6 + 6 + 30 + 6 + 50),

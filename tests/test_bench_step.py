@@ -8,7 +8,8 @@ import pytest
 import harness
 from gpt2flat import bench
 from gpt2flat.arch import gpt2
-from gpt2flat.benchmarks import machine, measure, profile, step
+from gpt2flat.benchmarks import growth, machine, measure, profile, step
+from gpt2flat.errors import CapacityError
 from gpt2flat.kernels.ops import KERNELS, OP_OF, OPS
 from gpt2flat.model import Model
 
@@ -26,7 +27,15 @@ def quick(monkeypatch):
 
 def rows_of(capsys, *argv) -> list[dict]:
     assert bench.main([*TINY, *argv, "--json"]) == 0
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    first, *rows = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["machine"]["threads"] == 2
+    return rows
+
+
+def trainee_of(native, kernels=None) -> step.Trainee:
+    trainee = step.Trainee(gpt2.config_of("tiny"), machine.Machine(native, 2), kernels=kernels)
+    trainee.take(1, 8)
+    return trainee
 
 
 # --- the cost model
@@ -56,7 +65,7 @@ def test_the_cost_is_that_of_the_program(name, B, T):
 
 def test_a_row_of_numbers_that_fit_together(capsys):
     rows = rows_of(capsys, "--isa", "all")
-    assert [row["isa"] for row in rows] == [native.isa for native in BACKENDS[-2::-1]] + ["numba"]
+    assert [row["isa"] for row in rows] == [native.isa for native in BACKENDS]
     cost = step.Cost.of(gpt2.config_of("tiny"), 2, 16)
     for row in rows:
         assert 0 < row["ms_min"] <= row["ms_25"] <= row["ms"] <= row["ms_75"] <= row["ms_max"]
@@ -99,7 +108,7 @@ def test_weights_are_random_and_the_padding_is_zero():
 
 def test_the_stream_of_adamw_leaves_the_model_as_it_is():
     native = BACKENDS[-2]
-    trainee = step.Trainee(gpt2.config_of("tiny"), 1, 4, machine.Machine(native, 2))
+    trainee = trainee_of(native)
     before = trainee.model.buffer.copy()
     stream = trainee.adamw_stream()
     stream.on(native, 2)(3)
@@ -141,8 +150,8 @@ def test_the_screen_of_a_profile(capsys):
     assert max(map(len, lines)) <= 120
     end = next(i for i, line in enumerate(lines) if line.startswith("all "))
     *rows, outside, all_ = lines[start + 1 : end + 1]
-    found = [float(line[54:63]) for line in (*rows, outside)]
-    assert outside.startswith("outside of kernels") and sum(found) == pytest.approx(float(all_[54:63]), abs=0.2)
+    found = [float(line[56:65]) for line in (*rows, outside)]
+    assert outside.startswith("outside of kernels") and sum(found) == pytest.approx(float(all_[56:65]), abs=0.2)
     assert lines[end + 1].startswith("the step in the same rounds, off the clock")
     assert any(line.startswith("linear_backward N32 C128 OC384 ") for line in rows)
 
@@ -151,7 +160,7 @@ def test_a_call_on_the_clock_is_the_call():
     """Bits do not change, and the streams of the rows leave parameters and AdamW state alone."""
     native = BACKENDS[-2]
     probe = profile.Probe(native)
-    pair = [step.Trainee(gpt2.config_of("tiny"), 1, 8, machine.Machine(native, 2), one) for one in (probe, None)]
+    pair = [trainee_of(native, one) for one in (probe, None)]
     clocked = profile._Clocked(pair[0], probe)
     clocked.sample()
     for _ in range(2):
@@ -161,3 +170,37 @@ def test_a_call_on_the_clock_is_the_call():
     for section in ("params", "m", "v"):
         assert np.array_equal(*(getattr(one.model, section).floats for one in pair)), section
     assert probe.log is None and clocked.outside[0] > 0
+
+
+# --- growth
+
+
+def test_the_shapes_of_growth():
+    assert growth.shapes(16, 4096) == [
+        (1, 64), (2, 64), (4, 64), (8, 64), (16, 64), (1, 128), (1, 256), (1, 512), (1, 1024), (1, 2048), (1, 4096),
+    ]  # fmt: skip
+    assert growth.shapes(1, 16) == [(1, 16)] and growth.shapes(5, 100) == [(1, 64), (2, 64), (4, 64)]
+
+
+def test_growth_goes_beyond_the_block_size_and_says_where_memory_ends(monkeypatch, capsys):
+    take = step.Trainee.take
+
+    def full(self, B, T):
+        if B == 2:
+            raise CapacityError("the plan needs more")
+        take(self, B, T)
+
+    argv = ["growth", "--init", "tiny", "-b", "2", "-t", "128", *TINY[TINY.index("--threads") :]]
+    monkeypatch.setattr(step.Trainee, "take", full)
+    assert bench.main(argv) == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = lines[[line.split()[:2] == ["B", "T"] for line in lines].index(True) + 1 :]
+    assert [line.split()[:3] for line in table] == [["1", "64", "64"], ["2", "64", "128"], ["1", "128", "128"]]
+    assert table[1].endswith("needs more memory than is free") and max(map(len, lines)) <= 120
+    ms, per_token, roof, share = (float(table[2].split()[i].rstrip("%")) for i in (3, 6, 7, 8))
+    assert per_token == pytest.approx(1e3 * ms / 128, rel=0.01) and share == pytest.approx(
+        100 * roof / per_token, rel=0.05
+    )
+    assert bench.main([*argv, "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [(row["B"], row["T"], row["tokens"]) for row in rows] == [(1, 64, 64), (1, 128, 128)]

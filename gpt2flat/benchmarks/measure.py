@@ -1,10 +1,12 @@
 """Times one kernel on several machines in turn, beside the limits of the machine in the same rounds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..kernels import run
 from .cases import Arguments, Case
 from .machine import WINDOW, Machine, Timed, Times, repeated
+from .peers import Peer, PeerRow, remotes
 
 TOLERANCE = 0.03  # by so much a share may exceed 1: clocks and neighbours change between two windows
 ATTEMPTS = 4  # more rounds, with the peak measured anew, before such a share is believed
@@ -57,12 +59,14 @@ def beyond(what: str, shares: dict[str, float]) -> str:
     return f"{what} reaches {' and '.join(over)}" if over else ""
 
 
-def measure(case: Case, machines: list[Machine], memory: list, repeats: int, window: float) -> list[Row]:
+def measure(
+    case: Case, machines: list[Machine], memory: list, repeats: int, window: float, peers: Sequence[Peer] = ()
+) -> tuple[list[Row], list[PeerRow]]:
     """The rows of a case after `repeats` rounds over all machines, each with a window of the kernel, of its stream and
-    of the peak; the limits are the best windows.
+    of the peak, and over the peers that know it; the limits are the best windows.
 
     memory: the kernels whose streams count, the fastest is the limit of all. Raises KernelArgError for dims that cannot
-    be, and CapacityError."""
+    be, and CapacityError; UsageError where a peer fails."""
     arguments = Arguments(case, machines)
     timed, threads = {}, {}
     for machine in machines:
@@ -72,13 +76,14 @@ def measure(case: Case, machines: list[Machine], memory: list, repeats: int, win
         timed[machine] = Timed(repeated(call), window)
     visits = [arguments.stream.on(kernels, machines[0].threads) for kernels in memory]
     streams = [Timed(visit, max(window, WINDOW)) for visit in visits]  # as long, or what disturbs would differ
-    for attempt in range(ATTEMPTS):
+    others = remotes(peers, case.kernel.name, case.dims, window)
+    for _ in range(ATTEMPTS):
         for _ in range(repeats):
             for machine in machines:
                 timed[machine].sample()
                 machine.measure_peak(case.bf16, windows=1)
-            for stream in streams:
-                stream.sample()
+            for timed_one in (*others, *streams):
+                timed_one.sample()
         speed = arguments.stream.bytes / min(stream.best for stream in streams)
         rows = [
             Row(case, m.kernels.name, m.kernels.isa, threads[m], arguments.bytes, timed[m].times,
@@ -89,4 +94,4 @@ def measure(case: Case, machines: list[Machine], memory: list, repeats: int, win
             break
         for machine in machines:
             machine.measure_peak(case.bf16)
-    return rows
+    return rows, [other.row for other in others]

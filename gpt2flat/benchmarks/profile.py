@@ -59,7 +59,7 @@ class Group:
 
 @dataclass(frozen=True)
 class ProfileRow:
-    """The calls of a step that are alike: how many, the seconds of all of them, what they move, the limits."""
+    """The calls of a step that are alike: how many, the seconds of all of them, the bytes that one moves, the limits."""
 
     case: Case
     count: int
@@ -69,14 +69,24 @@ class ProfileRow:
     memory: float
 
     @property
+    def flops(self) -> int:
+        """Of all calls."""
+        return self.case.calls * self.case.flops
+
+    @property
+    def bytes(self) -> int:
+        """That all calls have to move."""
+        return self.case.calls * self.moved
+
+    @property
     def at_peak(self) -> float:
         """Seconds of the arithmetic alone."""
-        return self.case.calls * self.case.flops / self.peak
+        return self.flops / self.peak
 
     @property
     def at_memory(self) -> float:
         """Seconds of the reads and writes alone."""
-        return self.case.calls * self.moved / self.memory
+        return self.bytes / self.memory
 
     @property
     def ideal(self) -> float:
@@ -93,11 +103,11 @@ class ProfileRow:
 
     @property
     def flops_per_s(self) -> float:
-        return self.case.calls * self.case.flops / self.seconds
+        return self.flops / self.seconds
 
     @property
     def bytes_per_s(self) -> float:
-        return self.case.calls * self.moved / self.seconds
+        return self.bytes / self.seconds
 
     @property
     def impossible(self) -> str:

@@ -1,11 +1,15 @@
 """The tables of the bench command as text, and the same rows as records for machines."""
 
+from collections.abc import Iterable
+
 from ..kernels import cpu_name
+from ..kernels import record as build
 from ..kernels.ops import MODES
 from ..memory.arena import human
 from .cases import Case
-from .machine import Machine
+from .machine import Machine, Times
 from .measure import Row
+from .peers import PeerRow
 from .profile import Profile, ProfileRow
 from .step import StepRow
 
@@ -22,15 +26,64 @@ timing    median and quartiles of {repeats} rounds over the backends; calls repe
 """
 
 
+def kernel_notes(machines: list[Machine], speeds: dict[str, float], shapes: str, repeats: int) -> str:
+    return KERNEL_NOTES.format(
+        peaks=", ".join(map(peaks, machines)),
+        speeds=", ".join(f"{pattern} {speed / 1e9:.0f}" for pattern, speed in speeds.items()),
+        shapes=shapes, repeats=repeats,
+    )  # fmt: skip
+
+
 def title(case: Case) -> str:
     calls = f", {case.calls} call{'s' * (case.calls > 1)} a step" if case.calls else ""
     return f"{case.kernel.name} {case}{calls}"
 
 
-def line(row: Row) -> str:
-    times = "".join(f"{1e3 * seconds:11.3f}" for seconds in (row.times.low, row.times.high))
-    return (f"  {row.isa:10}{1e3 * row.seconds:10.3f}{times}{row.flops_per_s / 1e9:11.1f}{row.of_peak:9.0%}"
-            f"{row.bytes_per_s / 1e9:9.1f}{row.of_memory:11.0%}")  # fmt: skip
+def kernel_lines(rows: list[Row], others: list[PeerRow]) -> list[str]:
+    """A line for each machine, with how much longer each peer takes, and one for each peer."""
+    lines = []
+    for row in rows:
+        lines.append(f"  {row.isa:10}{_times(row.times, 10, 11, 3)}{row.flops_per_s / 1e9:11.1f}{row.of_peak:9.0%}"
+                     f"{row.bytes_per_s / 1e9:9.1f}{row.of_memory:11.0%}{_ratios(row, others)}")  # fmt: skip
+    for other in others:
+        flops = rows[0].case.flops / other.times.median
+        lines.append(f"  {other.name:10}{_times(other.times, 10, 11, 3)}{flops / 1e9:11.1f}")
+    return lines
+
+
+def _times(times: Times, first: int, width: int, digits: int) -> str:
+    low, high = (f"{1e3 * seconds:{width}.{digits}f}" for seconds in (times.low, times.high))
+    return f"{1e3 * times.median:{first}.{digits}f}{low}{high}"
+
+
+def _ratios(row: Row | StepRow, others: list[PeerRow]) -> str:
+    return "".join(f"{f'{ratio:.2f}x':>8}" for ratio in ratios(row, others).values())
+
+
+def ratios(row: Row | StepRow, others: list[PeerRow]) -> dict[str, float]:
+    """How many times as long as this row each peer takes."""
+    return {other.name: other.times.median / row.seconds for other in others}
+
+
+def columns(text: str, names: Iterable[str]) -> str:
+    """A head with a column for each peer."""
+    return text + "".join(f"{f'/{name}':>8}" for name in names)
+
+
+def peer_record(other: PeerRow, **of_what) -> dict[str, object]:
+    return {"peer": other.name, "version": other.label, **of_what, **times_record(other.times)}
+
+
+def machine_record(machines: list[Machine]) -> dict[str, object]:
+    """Threads, build and peaks of what is compared."""
+    built = build.read()
+    variants = built.get("variants", {})
+    return {
+        "threads": machines[0].threads, "compiler": built.get("compiler"),
+        "flags": {m.kernels.isa: variants[m.kernels.isa].get("flags") for m in machines if m.kernels.isa in variants},
+        "peak_gflops": {m.kernels.isa: m.peak() / 1e9 for m in machines},
+        "peak_bf16_gflops": {m.kernels.isa: m.peak(True) / 1e9 for m in machines if True in m.timed},
+    }  # fmt: skip
 
 
 def peaks(machine: Machine) -> str:
@@ -55,12 +108,12 @@ def step_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def times_record(times) -> dict[str, float]:
+def times_record(times: Times) -> dict[str, float]:
     names = {"ms": times.median, "ms_25": times.low, "ms_75": times.high, "ms_min": times.least, "ms_max": times.most}
     return {name: 1e3 * seconds for name, seconds in names.items()}
 
 
-def record(row: Row) -> dict[str, object]:
+def record(row: Row, others: list[PeerRow]) -> dict[str, object]:
     """A row for machines: times in ms, rates in 10^9 a second, shares as fractions."""
     case = row.case
     return {
@@ -70,7 +123,7 @@ def record(row: Row) -> dict[str, object]:
         **times_record(row.times), "array_bytes": row.arrays,
         "flops": case.flops, "gflops": row.flops_per_s / 1e9, "peak_gflops": row.peak / 1e9, "of_peak": row.of_peak,
         "bytes": row.moved, "gbytes_per_s": row.bytes_per_s / 1e9, "memory_gbytes_per_s": row.memory / 1e9,
-        "of_memory": row.of_memory,
+        "of_memory": row.of_memory, "times_of": ratios(row, others),
     }  # fmt: skip
 
 
@@ -87,14 +140,21 @@ memory    {memory}\
 """
 
 
-def step_line(row: StepRow) -> str:
-    times = "".join(f"{1e3 * seconds:9.2f}" for seconds in (row.seconds, row.times.low, row.times.high))
-    return (f"  {row.isa:10}{times}{row.tokens_per_s:10.0f}{row.flops_per_s / 1e9:9.1f}{1e3 * row.roof:9.2f}"
-            f"{row.of_roof:8.1%}{row.peak / 1e9:8.0f}{row.memory / 1e9:7.1f}")  # fmt: skip
+def step_lines(rows: list[StepRow], others: list[PeerRow]) -> list[str]:
+    """As kernel_lines."""
+    lines, cost = [], rows[0].cost
+    for row in rows:
+        lines.append(f"  {row.isa:10}{_times(row.times, 9, 9, 2)}{row.tokens_per_s:10.0f}{row.flops_per_s / 1e9:9.1f}"
+                     f"{1e3 * row.roof:9.2f}{row.of_roof:8.1%}{row.peak / 1e9:8.0f}{row.memory / 1e9:7.1f}"
+                     f"{_ratios(row, others)}")  # fmt: skip
+    for other in others:
+        tokens, flops = cost.tokens / other.times.median, cost.flops / other.times.median
+        lines.append(f"  {other.name:10}{_times(other.times, 9, 9, 2)}{tokens:10.0f}{flops / 1e9:9.1f}")
+    return lines
 
 
 def step_notes(rows: list[StepRow], precision: str, repeats: int) -> str:
-    best = rows[0]
+    best = max(rows, key=lambda row: row.peak)
     parts = best.cost.parts(best.peak, best.memory)
     memory = ", ".join(f"{row.isa} {human(row.planned)} planned, {human(row.resident)} resident" for row in rows)
     return STEP_NOTES.format(
@@ -104,7 +164,7 @@ def step_notes(rows: list[StepRow], precision: str, repeats: int) -> str:
     )  # fmt: skip
 
 
-def step_record(row: StepRow) -> dict[str, object]:
+def step_record(row: StepRow, others: list[PeerRow]) -> dict[str, object]:
     parts = row.cost.parts(row.peak, row.memory)
     return {
         "step": row.isa, "backend": row.backend, "isa": row.isa, "threads": row.threads, **times_record(row.times),
@@ -112,13 +172,13 @@ def step_record(row: StepRow) -> dict[str, object]:
         "gflops": row.flops_per_s / 1e9, "parameters": row.cost.parameters, "t_roof_ms": 1e3 * row.roof,
         "t_roof_parts_ms": {name: 1e3 * seconds for name, seconds in parts.items()}, "of_t_roof": row.of_roof,
         "peak_gflops": row.peak / 1e9, "peak_fp32_gflops": row.peak32 / 1e9, "memory_gbytes_per_s": row.memory / 1e9,
-        "planned_bytes": row.planned, "resident_bytes": row.resident,
+        "planned_bytes": row.planned, "resident_bytes": row.resident, "times_of": ratios(row, others),
     }  # fmt: skip
 
 
 # --- the profile -----------------------------------------------------------------------------------------------------
 
-PROFILE_COLUMNS = f"{'':48}{'calls':>6}{'ms':>9}{'share':>7}{'ideal':>9}{'lost':>9}{'of ideal':>9}{'rate':>17}"
+PROFILE_COLUMNS = f"{'':50}{'calls':>6}{'ms':>9}{'share':>7}{'ideal':>9}{'lost':>9}{'of ideal':>9}{'rate':>17}"
 PROFILE_NOTES = """\
 ideal: the flops at the peak of FMAs, or the kernel's own reads and writes without arithmetic on its own arrays, one
 call repeated; whichever takes longer, its rate is shown. Calls in their order within real steps, medians of {repeats} rounds
@@ -133,13 +193,13 @@ def profile_table(profile: Profile) -> str:
         *(_profile_line(row, total) for row in profile.rows),
         _sum_line("outside of kernels: Python, batch, mean loss", profile.outside, total, 0.0, profile.outside),
         _sum_line("all", total, total, profile.ideal, lost),
-        f"{'the step in the same rounds, off the clock':54}{1e3 * profile.step.seconds:9.2f}",
+        f"{'the step in the same rounds, off the clock':56}{1e3 * profile.step.seconds:9.2f}",
     ])  # fmt: skip
 
 
 def _profile_line(row: ProfileRow, total: float) -> str:
     rate, unit = (row.flops_per_s, "GFLOP/s") if row.bound == "peak" else (row.bytes_per_s, "GB/s")
-    return (f"{short_name(row.case):48}{row.count:6}{1e3 * row.seconds:9.2f}{row.seconds / total:7.1%}"
+    return (f"{short_name(row.case):50}{row.count:6}{1e3 * row.seconds:9.2f}{row.seconds / total:7.1%}"
             f"{1e3 * row.ideal:9.2f}{1e3 * row.lost:9.2f}{row.ideal / row.seconds:9.0%}{rate / 1e9:9.1f} {unit}")  # fmt: skip
 
 
@@ -150,7 +210,7 @@ def short_name(case: Case) -> str:
 
 
 def _sum_line(name: str, seconds: float, total: float, ideal: float, lost: float) -> str:
-    return (f"{name:54}{1e3 * seconds:9.2f}{seconds / total:7.1%}{1e3 * ideal:9.2f}{1e3 * lost:9.2f}"
+    return (f"{name:56}{1e3 * seconds:9.2f}{seconds / total:7.1%}{1e3 * ideal:9.2f}{1e3 * lost:9.2f}"
             f"{ideal / seconds:9.0%}")  # fmt: skip
 
 
@@ -158,8 +218,28 @@ def profile_record(row: ProfileRow, isa: str) -> dict[str, object]:
     case = row.case
     return {
         "profile": case.kernel.name, "isa": isa, "dims": case.dims, "accs": case.accs, "calls": row.count,
-        "ms": 1e3 * row.seconds, "flops": case.calls * case.flops, "gflops": row.flops_per_s / 1e9,
-        "bytes": case.calls * row.moved, "gbytes_per_s": row.bytes_per_s / 1e9, "ideal_ms": 1e3 * row.ideal,
+        "ms": 1e3 * row.seconds, "flops": row.flops, "gflops": row.flops_per_s / 1e9,
+        "bytes": row.bytes, "gbytes_per_s": row.bytes_per_s / 1e9, "ideal_ms": 1e3 * row.ideal,
         "bound": row.bound, "lost_ms": 1e3 * row.lost, "peak_gflops": row.peak / 1e9,
         "memory_gbytes_per_s": row.memory / 1e9,
     }  # fmt: skip
+
+
+# --- growth ----------------------------------------------------------------------------------------------------------
+
+GROWTH_COLUMNS = (f"{'B':>4}{'T':>6}{'tokens':>8}{'ms':>11}{'25%':>10}{'75%':>10}{'us/token':>10}{'T_roof':>10}{'of roof':>9}"
+                  f"{'attention':>11}{'AdamW':>8}{'peak':>7}{'GB/s':>6}")  # fmt: skip
+GROWTH_NOTES = """\
+growth    {model}: whole updates, medians and quartiles of {repeats} rounds
+          T_roof: the least us of a token, products and attention at the peak (GFLOP/s), AdamW at the speed of its reads
+          and writes (GB/s), measured in the same rounds. attention, AdamW: their parts of it
+"""
+
+
+def growth_line(B: int, T: int, row: StepRow | None) -> str:
+    if row is None:
+        return f"{B:4}{T:6}{B * T:8}   needs more memory than is free"
+    tokens, parts = row.cost.tokens, row.cost.parts(row.peak, row.memory)
+    return (f"{B:4}{T:6}{tokens:8}{_times(row.times, 11, 10, 2)}{1e6 * row.seconds / tokens:10.1f}"
+            f"{1e6 * row.roof / tokens:10.1f}{row.of_roof:9.1%}{parts['attention'] / row.roof:11.1%}"
+            f"{parts['AdamW'] / row.roof:8.1%}{row.peak / 1e9:7.0f}{row.memory / 1e9:6.1f}")  # fmt: skip

@@ -3,11 +3,13 @@
 The limit is the cost model T_roof: the products and causal attention at the peak of FMAs, AdamW at the speed of its own
 4 reads and 3 writes, one after the other. Everything else a step does is free there."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..arch import gpt2
+from ..errors import UsageError
 from ..kernels.ops import OPS, READ, UPDATE, Move
 from ..memory.layout import Layout
 from ..memory.limits import resident_memory
@@ -15,6 +17,7 @@ from ..model import Model
 from .cases import SPREAD, spread
 from .machine import Machine, Stream, Timed, Times, repeated
 from .measure import ATTEMPTS, beyond
+from .peers import Peer, PeerRow, Remote, remotes
 
 UPDATE_SETTINGS = dict(lr=1e-4, weight_decay=0.1, grad_clip=1.0)
 STEP_WINDOW = 0.1  # seconds of a sample: small models make several steps in it
@@ -102,19 +105,22 @@ class StepRow:
 class Trainee:
     """A model with random weights and a batch of random tokens, and one training step after the other on a machine.
 
-    options: of Model. kernels: other than the machine's. Raises CapacityError, KernelArgError, UsageError."""
+    options: of Model. kernels: other than the machine's. Raises CapacityError, UsageError."""
 
-    def __init__(self, config: gpt2.GPT2Config, B: int, T: int, machine: Machine, kernels=None, **options):
-        before = resident_memory()
-        self.machine, self.cost = machine, Cost.of(config, B, T)
+    def __init__(self, config: gpt2.GPT2Config, machine: Machine, window: float = STEP_WINDOW, kernels=None, **options):
+        self.machine, self.window, self._before = machine, window, resident_memory()
         self.bf16 = options.get("precision") == "bf16"
         self.model = Model(config, threads=machine.threads, kernels=kernels or machine.kernels, **options)
         fill_weights(self.model)
-        self.batch = np.random.default_rng(1).integers(0, config.vocab_size, (2, B, T))
+
+    def take(self, B: int, T: int) -> None:
+        """A batch of this shape from now on; makes the first step, untimed. Raises CapacityError, KernelArgError."""
+        self.cost = Cost.of(self.model.config, B, T)
+        self.batch = np.random.default_rng(1).integers(0, self.model.config.vocab_size, (2, B, T))
         self.step()
-        self.threads = machine.team
-        self.planned, self.resident = 4 * self.model.buffer.size, resident_memory() - before
-        self.timed = Timed(repeated(self.step), STEP_WINDOW)
+        self.threads = self.machine.team
+        self.planned, self.resident = 4 * self.model.buffer.size, resident_memory() - self._before
+        self.timed = Timed(repeated(self.step), self.window)
 
     def step(self) -> None:
         self.model.forward_backward(*self.batch)
@@ -132,6 +138,18 @@ class Trainee:
                        memory, self.planned, self.resident)  # fmt: skip
 
 
+def remote_steps(
+    peers: list[Peer], config: gpt2.GPT2Config, B: int, T: int, precision: str, window: float
+) -> list[Remote]:
+    """The same step of each peer. Raises UsageError for one that has none."""
+    for peer in peers:
+        if "step" not in peer.knows:
+            raise UsageError(f"--vs {peer.name}: no training step there, only {', '.join(peer.knows)}")
+    shape = dict(layers=config.n_layer, heads=config.n_head, channels=config.n_embd, vocabulary=config.padded_vocab_size,
+                 block_size=config.block_size, B=B, T=T, precision=precision)  # fmt: skip
+    return remotes(peers, "step", shape, window)
+
+
 def fill_weights(model: Model) -> None:
     """Random weights of the right size in little time: the same numbers again and again, the padding of wte 0."""
     drawn = np.random.default_rng(0).standard_normal(SPREAD, np.float32) * np.float32(gpt2.INIT_STD)
@@ -143,9 +161,11 @@ def fill_weights(model: Model) -> None:
             view[...] = 1.0
 
 
-def measure_steps(trainees: list[Trainee], memory: list, repeats: int) -> list[StepRow]:
-    """The rows after `repeats` rounds over all trainees, each with windows of the peaks and of AdamW's stream; the
-    limits are the best windows. memory: the kernels whose streams count."""
+def measure_steps(
+    trainees: list[Trainee], memory: list, repeats: int, others: Sequence[Remote] = ()
+) -> tuple[list[StepRow], list[PeerRow]]:
+    """The rows after `repeats` rounds over all trainees and peers, each with windows of the peaks and of AdamW's
+    stream; the limits are the best windows. memory: the kernels whose streams count."""
     stream = trainees[0].adamw_stream()
     streams = [Timed(stream.on(kernels, trainees[0].machine.threads)) for kernels in memory]
     for _ in range(ATTEMPTS):
@@ -153,7 +173,7 @@ def measure_steps(trainees: list[Trainee], memory: list, repeats: int) -> list[S
             for trainee in trainees:
                 trainee.timed.sample()
                 trainee.machine.measure_peaks(PEAK_WINDOWS)
-            for timed in streams:
+            for timed in (*others, *streams):
                 timed.sample()
         speed = stream.bytes / min(timed.best for timed in streams)
         rows = [trainee.row(speed) for trainee in trainees]
@@ -161,4 +181,4 @@ def measure_steps(trainees: list[Trainee], memory: list, repeats: int) -> list[S
             break
         for trainee in trainees:
             trainee.machine.measure_peaks()
-    return rows
+    return rows, [other.row for other in others]

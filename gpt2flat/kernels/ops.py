@@ -134,7 +134,8 @@ class Op:
             added = arg.role == "gradient" and numbers.get(f"acc_{source}") or self.update and arg.role == "saved"
             what = READ if arg.const else UPDATE if added else WRITE
             axes = arg.axes if what == WRITE else visited.get(source, arg.axes)  # what overwrites a table writes all
-            found.append(Move(arg.name, what, ax.floats(axes, numbers)))
+            floats = min(ax.floats(axes, numbers), ax.floats(arg.axes, numbers))  # ids repeat where they outnumber rows
+            found.append(Move(arg.name, what, floats))
         return found
 
 
