@@ -51,13 +51,16 @@ def test_the_cost_of_124m_is_the_published_one():
 
 @pytest.mark.parametrize("name, B, T", [("tiny", 3, 5), ("tiny", 1, 64), ("d12", 2, 64)])
 def test_the_cost_is_that_of_the_program(name, B, T):
-    """What the op table counts for the products and attention of a program, and what the model says."""
+    """The products and attention of a program, call by call, and what the model says."""
     cost, model = step.Cost.of(gpt2.config_of(name), B, T), Model(gpt2.config_of(name), kernels=BACKENDS[0])
-    program = model.program(B, T)
-    counted = [
-        call.flops for call in program.body + program.train[0] if call.op.name in ("linear", "classifier", "attention")
-    ]
-    assert cost.flops == sum(counted) and cost.parameters == model.config.num_parameters
+    program, products, attention = model.program(B, T), 0, 0
+    for call in program.body + program.train[0]:
+        n, form = call.numbers, call.kernel.name.split("_")[-1]
+        if call.op.name == "attention":
+            attention += call.flops
+        elif "BF16" in call.op.dims:
+            products += {"forward": 2, "backward": 4, "train": 6}[form] * n["N"] * n["C"] * n.get("OC", n.get("Vp"))
+    assert (cost.products, cost.attention) == (products, attention) and cost.parameters == model.config.num_parameters
 
 
 # --- the step

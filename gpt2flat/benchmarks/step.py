@@ -37,9 +37,8 @@ class Cost:
     @classmethod
     def of(cls, config: gpt2.GPT2Config, B: int, T: int) -> "Cost":
         layout, M = Layout.plan(gpt2.PARAMS, config.dims()), B * T
-        weights = {
-            step.names["weight"] for step in (*gpt2.BLOCK, *gpt2.TAIL) if "OC" in _dims(step) or "Vp" in _dims(step)
-        }
+        steps = (*gpt2.block("flash"), *gpt2.TAIL)
+        weights = {step.names["weight"] for step in steps if "BF16" in OPS[step.op].dims and "weight" in step.names}
         matrices = sum(layout[name].floats for name in weights)
         return cls(6 * matrices * M, 7 * config.n_embd * config.n_layer * (T + 1) * M, layout.floats, M)
 
@@ -55,10 +54,6 @@ class Cost:
     def roof(self, peak: float, memory: float) -> float:
         """T_roof in seconds."""
         return sum(self.parts(peak, memory).values())
-
-
-def _dims(step) -> list[str]:
-    return OPS[step.op].dims.split()
 
 
 @dataclass(frozen=True)
