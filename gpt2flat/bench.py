@@ -10,13 +10,22 @@ from dataclasses import dataclass
 
 from .arch.gpt2 import GPT2Config
 from .benchmarks import screen
-from .benchmarks.cases import Case, resize, select, step_cases
+from .benchmarks.cases import resize, select, step_cases
 from .benchmarks.choice import best, best_and_avx2, open_machines, stream_kernels
 from .benchmarks.growth import LONGEST, MOST_ROWS, measure_growth, shapes, stretched
 from .benchmarks.machine import WINDOW, Machine, faster_precision, measure_memory
 from .benchmarks.measure import measure
 from .benchmarks.peers import PEERS, Peer, PeerRow
-from .benchmarks.plot import Point, check_plot, draw
+from .benchmarks.plot import (
+    Point,
+    check_plot,
+    draw,
+    kernel_points,
+    memory_roofs,
+    peaks_of,
+    profile_points,
+    step_points,
+)
 from .benchmarks.profile import Probe, measure_profile
 from .benchmarks.step import STEP_WINDOW, StepRow, Trainee, measure_steps, remote_steps
 from .command import Parser, number, run, surroundings
@@ -28,6 +37,7 @@ from .model import PRECISIONS, find_shape
 BACKENDS = ("all", "c", "numba")
 KINDS = ("all", *ISAS)
 IMPOSSIBLE = 1
+WRONG = "a timing is wrong (on a busy machine take more --repeats) or the cost in kernels/ops.py is"
 LARGEST = 1 << 40  # of a dim: far beyond any memory, far below where sizes overflow
 ROUNDS, GROWTH_ROUNDS = 9, 5
 
@@ -143,7 +153,7 @@ class Output:
 def finish(impossible: list[str]) -> int:
     found = [text for text in impossible if text]
     if found:
-        print(f"gpt2flat bench: {'; '.join(found)}: the timing or the cost in kernels/ops.py is wrong", file=sys.stderr)
+        print(f"gpt2flat bench: {'; '.join(found)}: {WRONG}", file=sys.stderr)
     return IMPOSSIBLE if found else 0
 
 
@@ -152,7 +162,7 @@ def finish(impossible: list[str]) -> int:
 
 @dataclass(frozen=True)
 class Wish:
-    """What the flags ask for. window: seconds of a sample, None = as usual for what is timed."""
+    """What the flags ask for, and where it goes."""
 
     args: Namespace
     config: GPT2Config
@@ -188,15 +198,11 @@ class Wish:
             self.out.show(f"versus    {peer.label}, in a process of its own with as many threads, in turn")
         self.out.write({"machine": surroundings() | screen.machine_record(machines) | more})
 
-    def plot(self, points: list[Point], machines: list[Machine], memory: dict[str, float]) -> None:
-        if not self.args.plot:
-            return
-        peaks = {f"{m.kernels.isa}{', bf16' * bf16}": m.peak(bf16) for m in machines for bf16 in m.timed}
-        if not any(point.bf16 for point in points):
-            peaks = {label: peak for label, peak in peaks.items() if "bf16" not in label.split(", ")}
-        title = f"{', '.join(self.args.names) or 'kernels'} of {self.shape}; {self.machine}"
-        draw(self.args.plot, title, points, peaks, memory)
-        self.out.show(f"plot      {self.args.plot}")
+    def plot(self, machines: list[Machine], points: list[Point], memory: dict[str, float]) -> None:
+        if self.args.plot:
+            title = f"{', '.join(self.args.names) or 'kernels'} of {self.shape}; {self.machine}"
+            draw(self.args.plot, title, points, peaks_of(machines, points), memory)
+            self.out.show(f"plot      {self.args.plot}")
 
 
 def bench_kernels(wish: Wish, peers: list[Peer]) -> int:
@@ -217,20 +223,14 @@ def bench_kernels(wish: Wish, peers: list[Peer]) -> int:
     for case in cases:
         found, others = measure(case, machines, streams, wish.repeats(ROUNDS), window, peers)
         rows += found
-        points += [case_point(case, row.isa, row.seconds, row.moved) for row in found]
-        points += [case_point(case, other.name, other.times.median, found[0].moved) for other in others]
+        points += kernel_points(found, others)
         wish.out.show("\n".join([screen.title(case), *screen.kernel_lines(found, others)]))
         wish.out.write(*(screen.record(row, others) for row in found))
         wish.out.write(*(screen.peer_record(other, kernel=case.kernel.name, dims=case.dims) for other in others))
     if not args.names and not args.dims:
         wish.out.show(f"\n{screen.step_table(rows)}")
-    cached = max(row.memory for row in rows)
-    wish.plot(points, machines, {"memory, AdamW's mix": speeds["adamw"], "fastest cached stream": cached})
+    wish.plot(machines, points, memory_roofs(speeds["adamw"], rows))
     return finish([row.impossible for row in rows])
-
-
-def case_point(case: Case, by: str, seconds: float, moved: int) -> Point:
-    return Point(screen.short_name(case), by, case.flops, moved, seconds, case.bf16)
 
 
 def bench_step(wish: Wish, peers: list[Peer]) -> int:
@@ -245,10 +245,7 @@ def bench_step(wish: Wish, peers: list[Peer]) -> int:
     wish.out.show(f"step      {wish.shape}, attention {wish.args.attention}: forward, backward, update")
     rows, found = measure_steps(trainees, memory, wish.repeats(ROUNDS), others)
     show_steps(wish, rows, found)
-    cost = rows[0].cost
-    timed = [(row.isa, row.seconds) for row in rows] + [(other.name, other.times.median) for other in found]
-    points = [Point("step", by, cost.flops, 28 * cost.parameters, seconds, trainees[0].bf16) for by, seconds in timed]
-    wish.plot(points, machines, {"AdamW's reads and writes": rows[0].memory})
+    wish.plot(machines, step_points(rows, found), memory_roofs(rows[0].memory))
     return finish([row.impossible for row in rows])
 
 
@@ -276,12 +273,8 @@ def bench_profile(wish: Wish, peers: list[Peer]) -> int:
         wish.out.show(f"\n{screen.profile_table(profile)}\n{screen.PROFILE_NOTES.format(repeats=wish.repeats(ROUNDS))}")
         wish.out.write(*(screen.profile_record(row, profile.step.isa) for row in profile.rows))
     rows = [row for profile in profiles for row in profile.rows]
-    points = [
-        Point(screen.short_name(row.case), profile.step.isa, row.flops, row.bytes, row.seconds, row.case.bf16)
-        for profile in profiles for row in profile.rows
-    ]  # fmt: skip
-    speeds = {"memory, AdamW's mix": profiles[0].step.memory, "fastest cached stream": max(row.memory for row in rows)}
-    wish.plot(points, machines, speeds)
+    points = [point for profile in profiles for point in profile_points(profile)]
+    wish.plot(machines, points, memory_roofs(profiles[0].step.memory, rows))
     return finish([one.impossible for one in [*(profile.step for profile in profiles), *rows]])
 
 
@@ -312,8 +305,8 @@ def body(argv: list[str]) -> int:
     B, T = args.batch_size or 4, args.seq_len or min(64, config.block_size)
     precision = faster_precision(backend(), threads) if args.precision == "auto" else args.precision
     with ExitStack() as stack:
-        out = stack.enter_context(Output(args.json))
         peers = [stack.enter_context(Peer(name, threads)) for name in args.vs]
+        out = stack.enter_context(Output(args.json))
         return what(Wish(args, config, B, T, precision, out), peers)
 
 

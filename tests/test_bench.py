@@ -134,6 +134,7 @@ def test_bf16_has_a_peak_of_its_own_and_only_for_products(capsys):
         (["growth", "--profile"], 2, "--profile is a flag of step"),
         (["growth", "--vs", "numpy"], 2, "--vs compares steps and kernels"),
         (["growth", "--plot", "a.png"], 2, "growth is a table"),
+        (["step", "--plot", "no/a.png"], 2, "--plot no/a.png: there is no directory no"),
         (["step", "--plot", "a.svg"], 2, "--plot a.svg: expected the name of a PNG file"),
         (["step", "--vs", "jax"], 2, "--vs jax: choose from torch, numpy"),
         (["step", "--vs", "numpy"], 2, "--vs numpy: no training step there, only linear_forward"),
@@ -181,7 +182,7 @@ def test_an_impossible_cost_is_an_error_that_names_the_kernel(monkeypatch, capsy
     monkeypatch.setitem(OPS, "gelu", replace(OPS["gelu"], flops="1000000000*N*C"))
     assert bench.main([*SMALL, "gelu", "residual", "--isa", "scalar"]) == bench.IMPOSSIBLE
     screen = capsys.readouterr()
-    assert screen.err.count("\n") == 1 and screen.err.endswith("the timing or the cost in kernels/ops.py is wrong\n")
+    assert screen.err.count("\n") == 1 and screen.err.endswith(f": {bench.WRONG}\n")
     for kernel in ("gelu_forward", "gelu_backward"):
         assert f"{kernel} N4 C512 (scalar) reaches" in screen.err
     assert "of the measured peak" in screen.err and "residual" not in screen.err

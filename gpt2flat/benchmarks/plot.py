@@ -3,10 +3,17 @@
 Imports matplotlib, of the extra gpt2flat[plot], only when it draws."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
+from .machine import Machine
+from .measure import Row
+from .peers import PeerRow
+from .profile import Profile, ProfileRow
+from .screen import short_name
+from .step import StepRow
 
 COLOURS = {"avx512bf16": "#1f6fb4", "avx512": "#2a9d8f", "avx2": "#e07b39", "scalar": "#8d6e63", "numba": "#8e5bb5",
            "torch": "#d62828", "numpy": "#6c757d"}  # fmt: skip
@@ -35,10 +42,42 @@ class Point:
         return self.flops / self.moved, self.flops / self.seconds / 1e9
 
 
+def kernel_points(rows: list[Row], others: list[PeerRow]) -> list[Point]:
+    timed = [(row.isa, row.seconds) for row in rows] + [(other.name, other.times.median) for other in others]
+    case, moved = rows[0].case, rows[0].moved
+    return [Point(short_name(case), by, case.flops, moved, seconds, case.bf16) for by, seconds in timed]
+
+
+def step_points(rows: list[StepRow], others: list[PeerRow]) -> list[Point]:
+    """The whole step; AdamW's bytes are what it has to move at least."""
+    timed = [(row.isa, row.seconds) for row in rows] + [(other.name, other.times.median) for other in others]
+    cost, bf16 = rows[0].cost, any(row.peak != row.peak32 for row in rows)
+    return [Point("step", by, cost.flops, 28 * cost.parameters, seconds, bf16) for by, seconds in timed]
+
+
+def profile_points(profile: Profile) -> list[Point]:
+    isa = profile.step.isa
+    return [Point(short_name(r.case), isa, r.flops, r.bytes, r.seconds, r.case.bf16) for r in profile.rows]
+
+
+def peaks_of(machines: list[Machine], points: list[Point]) -> dict[str, float]:
+    """The ceilings; of bf16 where something was computed so."""
+    modes = {False} | {point.bf16 for point in points}
+    return {f"{m.kernels.isa}{', bf16' * bf16}": m.peak(bf16) for m in machines for bf16 in m.timed if bf16 in modes}
+
+
+def memory_roofs(adamw: float, rows: Iterable[Row | ProfileRow] = ()) -> dict[str, float]:
+    """The slopes: AdamW's reads and writes, and the fastest of the rows' own streams."""
+    cached = max((row.memory for row in rows), default=0)
+    return {"memory, AdamW's mix": adamw} | ({"fastest cached stream": cached} if cached else {})
+
+
 def check_plot(path: str) -> None:
-    """Raises UsageError for a name that is no PNG, and without matplotlib."""
+    """Before anything is timed. Raises UsageError for a name that is no PNG, or in no directory, and without matplotlib."""
     if Path(path).suffix.lower() != ".png":
         raise UsageError(f"--plot {path}: expected the name of a PNG file, such as roofline.png")
+    if not Path(path).absolute().parent.is_dir():
+        raise UsageError(f"--plot {path}: there is no directory {Path(path).parent}")
     try:
         import matplotlib  # noqa: F401
     except ImportError as problem:

@@ -129,9 +129,7 @@ def record(row: Row, others: list[PeerRow]) -> dict[str, object]:
 
 # --- the step --------------------------------------------------------------------------------------------------------
 
-STEP_COLUMNS = (
-    f"{'':12}{'ms':>9}{'25%':>9}{'75%':>9}{'tokens/s':>10}{'GFLOP/s':>9}{'T_roof':>9}{'of it':>8}{'peak':>8}{'GB/s':>7}"
-)
+STEP_COLUMNS = f"{'':12}{'ms':>9}{'25%':>9}{'75%':>9}{'tokens/s':>10}{'GFLOP/s':>9}{'T_roof':>9}{'of roof':>8}{'peak':>8}{'GB/s':>7}"
 STEP_NOTES = """\
 T_roof    {parts}
           products and attention at the peak of FMAs in registers (GFLOP/s, {precision}), AdamW at the speed (GB/s) of its 4
