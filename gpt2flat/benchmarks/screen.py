@@ -129,7 +129,7 @@ def record(row: Row, others: list[PeerRow]) -> dict[str, object]:
 
 # --- the step --------------------------------------------------------------------------------------------------------
 
-STEP_COLUMNS = f"{'':12}{'ms':>9}{'25%':>9}{'75%':>9}{'tokens/s':>10}{'GFLOP/s':>9}{'T_roof':>9}{'of roof':>8}{'peak':>8}{'GB/s':>7}"
+STEP_COLUMNS = f"{'':12}{'ms':>9}{'25%':>9}{'75%':>9}{'tokens/s':>10}{'GFLOP/s':>9}{'T_roof':>9}{'of roof':>9}{'peak':>8}{'GB/s':>7}"
 STEP_NOTES = """\
 T_roof    {parts}
           products and attention at the peak of FMAs in registers (GFLOP/s, {precision}), AdamW at the speed (GB/s) of its 4
@@ -143,7 +143,7 @@ def step_lines(rows: list[StepRow], others: list[PeerRow]) -> list[str]:
     lines, cost = [], rows[0].cost
     for row in rows:
         lines.append(f"  {row.isa:10}{_times(row.times, 9, 9, 2)}{row.tokens_per_s:10.0f}{row.flops_per_s / 1e9:9.1f}"
-                     f"{1e3 * row.roof:9.2f}{row.of_roof:8.1%}{row.peak / 1e9:8.0f}{row.memory / 1e9:7.1f}"
+                     f"{1e3 * row.roof:9.2f}{row.of_roof:9.1%}{row.peak / 1e9:8.0f}{row.memory / 1e9:7.1f}"
                      f"{_ratios(row, others)}")  # fmt: skip
     for other in others:
         tokens, flops = cost.tokens / other.times.median, cost.flops / other.times.median
