@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import zlib
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import truth
 from gpt2flat import kernels
 from gpt2flat.kernels.ops import I32, KERNELS, MODES, OP_OF, OPS
 from gpt2flat.memory import axes as ax
+from gpt2flat.model import Model
 from homes import Bare, Placed
 
 SLACK = 2.0  # the bounds are those of the written formula; a kernel may multiply by a reciprocal where that divides
@@ -293,6 +295,13 @@ def python(*words: str) -> subprocess.CompletedProcess:
     path = os.pathsep.join([str(Path(kernels.__file__).parents[2]), str(Path(__file__).parent)])
     environment = os.environ | {"PYTHONPATH": path}
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120, env=environment)
+
+
+def calls_of_a_step(config, B: int, T: int) -> dict[str, int]:
+    """How often each kernel is called in a training step of (B, T); the optimizer once on all parameters."""
+    program = Model(config, kernels=backends()[0]).program(B, T)
+    called = Counter(call.kernel.name for call in program.body + program.train[0])
+    return called | {op.name: 1 for op in OPS.values() if op.update}
 
 
 def ops_with_backward() -> list:

@@ -155,4 +155,5 @@ def _annotate(axes, numbers: list[tuple[int, Point]]) -> None:
         taken.append((x + dx, y + dy, *OF_NUMBER))
         line = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.5} if math.hypot(dx, dy) > FAR else None
         axes.annotate(str(number), point.place, (dx * 72 / DPI, dy * 72 / DPI), textcoords="offset points", fontsize=7,
-                      color=_colour(point.by), ha="center", va="center", arrowprops=line, zorder=4)  # fmt: skip
+                      color=_colour(point.by), ha="center", va="center", arrowprops=line, zorder=4,
+                      bbox={"color": "white", "alpha": 0.6, "pad": 0.3})  # fmt: skip
