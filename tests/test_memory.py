@@ -231,6 +231,20 @@ def test_training_is_admitted_apart_from_inference(monkeypatch):
         Model(GPT2Config(64, 97, 1, 1, 8))
 
 
+def test_free_memory_is_asked_for_once_and_not_in_every_step(monkeypatch):
+    from gpt2flat.memory import arena
+
+    model, tokens, asked = Model.init("tiny"), np.ones((1, 8), np.int64), []
+    model.forward_backward(tokens, tokens)
+    monkeypatch.setattr(arena, "available_memory", lambda: asked.append(1) or (1 << 40, "test"))
+    for _ in range(3):
+        model.forward_backward(tokens, tokens)
+        model.update()
+    assert not asked
+    model.forward_backward(tokens[:, :4], tokens[:, :4])
+    assert asked, "a new plan asks"
+
+
 def test_axes_leave_no_garbage():
     import gc
 
