@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 
-from .arch.gpt2 import GPT2Config
+from .arch.gpt2 import RECOMPUTE, GPT2Config
 from .benchmarks import screen
 from .benchmarks.cases import resize, select, step_cases
 from .benchmarks.choice import best, best_and_avx2, open_machines, stream_kernels
@@ -59,6 +59,8 @@ def parser() -> Parser:
     p.add_argument("--precision", choices=(*PRECISIONS, "auto"), default="fp32",
                    help="bf16: of the products, beside their peak; auto: what is faster here")  # fmt: skip
     p.add_argument("--attention", default="flash", help="of step: flash or standard (flash)")
+    p.add_argument("-r", "--recompute", type=number("--recompute", int, 0, RECOMPUTE), default=0, metavar="N",
+                   help="of step and growth: what backward makes again, as in train (0)")  # fmt: skip
     p.add_argument("--profile", action="store_true", help="of step: where its time goes, kernel by kernel")
     p.add_argument("--vs", type=peers, default=(), metavar="torch,numpy",
                    help="the same work by PyTorch (step, kernels) or NumPy (linear), in turn, in processes of their own")  # fmt: skip
@@ -184,7 +186,12 @@ class Wish:
     @property
     def options(self) -> dict[str, object]:
         """Of Model."""
-        return {"attention": self.args.attention, "precision": self.precision}
+        return {"attention": self.args.attention, "precision": self.precision, "recompute": self.args.recompute}
+
+    @property
+    def step(self) -> str:
+        again = f", recompute {self.args.recompute}" * bool(self.args.recompute)
+        return f"step      {self.shape}, attention {self.args.attention}{again}: forward, backward, update"
 
     @property
     def machine(self) -> str:
@@ -242,7 +249,7 @@ def bench_step(wish: Wish, peers: list[Peer]) -> int:
         trainees[-1].take(wish.B, wish.T)
     others = remote_steps(peers, wish.config, wish.B, wish.T, wish.precision, window)
     wish.begin(machines, peers)
-    wish.out.show(f"step      {wish.shape}, attention {wish.args.attention}: forward, backward, update")
+    wish.out.show(wish.step)
     rows, found = measure_steps(trainees, memory, wish.repeats(ROUNDS), others)
     show_steps(wish, rows, found)
     wish.plot(machines, step_points(rows, found), memory_roofs(rows[0].memory))
@@ -261,7 +268,7 @@ def bench_profile(wish: Wish, peers: list[Peer]) -> int:
     machines = machines_of(wish.args, best)
     memory = stream_kernels(machines)
     wish.begin(machines, peers)
-    wish.out.show(f"step      {wish.shape}, attention {wish.args.attention}: forward, backward, update")
+    wish.out.show(wish.step)
     profiles = []
     for machine in machines:
         probe = Probe(machine.kernels)

@@ -146,6 +146,13 @@ def test_the_rows_of_a_profile_add_up_to_the_step(capsys):
     assert [row["lost_ms"] for row in rows] == sorted((row["lost_ms"] for row in rows), reverse=True)
 
 
+def test_recompute_makes_more_calls_and_no_more_cost(capsys):
+    once, again = (rows_of(capsys, "--profile", "--isa", "scalar", "-r", str(level)) for level in (0, 3))
+    assert again[0]["flops"] == once[0]["flops"] and again[0]["planned_bytes"] < once[0]["planned_bytes"]
+    forward = [sum(row["calls"] for row in rows[1:] if "forward" in row["profile"]) for rows in (once, again)]
+    assert forward[0] < forward[1] <= 2 * forward[0]
+
+
 def test_the_screen_of_a_profile(capsys):
     assert bench.main([*TINY, "--profile"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -59,7 +59,16 @@ class Torch:
         self.torch, self.name = torch, f"torch {torch.__version__}"
         self.work = {"step": self.step, "adamw": self.adamw, "grad_norm": self.grad_norm,
                      "residual_forward": lambda **dims: self.form("forward", *self.residual(**dims))}  # fmt: skip
-        for op in ("linear", "gelu", "layernorm", "attention", "embedding", "classifier"):
+        for op in (
+            "linear",
+            "linear_residual",
+            "gelu",
+            "gelu_linear",
+            "layernorm",
+            "attention",
+            "embedding",
+            "classifier",
+        ):
             for form in ("forward", "backward") + ("train",) * (op == "classifier"):
                 self.work[f"{op}_{form}"] = lambda op=op, form=form, **dims: self.form(form, *getattr(self, op)(**dims))
 
@@ -82,6 +91,16 @@ class Torch:
     def linear(self, N, C, OC, BF16=0, **_):
         x, w, b = self.leaves((N, C), (OC, C), OC, BF16=BF16)
         return lambda: self.torch.nn.functional.linear(x, w, b), x, w, b
+
+    def linear_residual(self, N, C, OC, BF16=0, **_):
+        call, *leaves = self.linear(N, C, OC, BF16)
+        (added,) = self.leaves((N, OC))
+        return lambda: call() + added, *leaves
+
+    def gelu_linear(self, N, C, OC, BF16=0, **_):
+        x, w, b, added = self.leaves((N, C), (OC, C), OC, (N, OC), BF16=BF16)
+        F = self.torch.nn.functional
+        return lambda: F.linear(F.gelu(x, approximate="tanh"), w, b) + added, x, w, b
 
     def gelu(self, N, C, **_):
         (x,) = self.leaves((N, C))
