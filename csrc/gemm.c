@@ -23,8 +23,9 @@
 #define KC 768               // items of k in a pass: C = 768 needs one, and 8 rows of 768 floats are half of a 48 KB L1
 #define MC 1024              // rows of C in a job, and rows of A packed at once: MC x KC floats = 3 MB, read by all threads
 #define B_FLOATS (96 * KC)   // floats of B packed at once by a thread: 295 KB of its L2; as much is on its way there
+#define PAST_FLOATS (1 << 20)
 #define TAIL_FLOATS (MR * KC)  // the last rows of an A that is read in place
-enum { JOBS = 4 };           // a thread finds at least so many jobs, where the columns allow it
+enum { JOBS = 8 };           // a thread finds at least so many jobs, where the columns allow it
 enum { FETCH = 4 };          // items between two lines fetched ahead
 
 typedef struct {
@@ -57,6 +58,7 @@ typedef struct {
     int64_t K, from_c;     // items; the chain starts from 0 or from C
     const float *bias, *next_c, *next_b;
     int64_t next_stride;   // from line to line of next_b
+    int64_t past;          // C goes past the caches
 } Tile;
 
 INLINE void micro(const Tile *t, const int groups, const int dot) {
@@ -106,8 +108,11 @@ INLINE void micro(const Tile *t, const int groups, const int dot) {
 #pragma GCC unroll 8
     for (int i = 0; i < MR; i++, row += ldc)
 #pragma GCC unroll 16
-        for (int v = 0; v < NV; v++)
-            vf_store(row + v * VW, t->bias ? vf_add(sum[i][v], vf_load(t->bias + v * VW)) : sum[i][v]);
+        for (int v = 0; v < NV; v++) {
+            if (t->bias) sum[i][v] = vf_add(sum[i][v], vf_load(t->bias + v * VW));
+            if (t->past) vf_store_past(row + v * VW, sum[i][v]);
+            else vf_store(row + v * VW, sum[i][v]);
+        }
 }
 
 // one function per strip width, out of line: the k loop keeps every accumulator in a register
@@ -137,7 +142,7 @@ static void micro_edge(Tile t, int64_t rows, int64_t cols, Micro *whole) {
     for (int64_t i = 0; t.from_c && i < MR; i++)
         for (int64_t j = 0; j < NR; j++) tile[i * NR + j] = i < rows && j < cols ? c[i * ldc + j] : 0.0f;
     for (int64_t j = 0; t.bias && j < NR; j++) edge_bias[j] = j < cols ? t.bias[j] : 0.0f;
-    t.c = tile, t.ldc = NR, t.bias = t.bias ? edge_bias : 0;
+    t.c = tile, t.ldc = NR, t.bias = t.bias ? edge_bias : 0, t.past = 0;
     whole(&t);
     for (int64_t i = 0; i < rows; i++) memcpy(c + i * ldc, tile + i * NR, sizeof(float) * (size_t)cols);
 }
@@ -311,9 +316,15 @@ static void finish(const Gemm *g, int64_t at, int64_t rows, int64_t cols) {
         }
 }
 
+// A weight gradient of several MB that starts anew is written past the caches: without reading its old value first, and without
+// driving out what will be read. Its lines must be whole.
+static int64_t goes_past(const Gemm *g) {
+    return g->ars == 1 && !g->acc && g->K <= KC && g->M * g->N >= PAST_FLOATS && g->ldc % 16 == 0 && (uintptr_t)g->c % 64 == 0;
+}
+
 // How a product is cut into jobs. A round is a block of MC rows and a pass over k; its jobs are `down` parts of the rows times
-// `across` parts of the column groups: as many for each thread, so that equal cores end together. Jobs are numbered round by round and handed out in that order, so that a slow
-// core takes fewer; whoever takes one computes all of it, and no bit depends on who.
+// `across` parts of the column groups: as many for each thread, so that equal cores end together. Jobs are numbered round by round
+// and handed out in that order, so that a slow core takes fewer; whoever takes one computes all of it, and no bit depends on who.
 typedef struct { int64_t in_place, pass, passes, rounds, groups, down, across, each; } Plan;
 typedef struct { int64_t round, top, m, rows, from, to, k, K; } Job;  // rows top + m .. of C, column groups, k
 
@@ -389,7 +400,8 @@ static void gemm_job(const Gemm *g, const Plan *p, const Job *j, const float *pa
     }
     const float *a = g->a + (j->top + j->m) * g->ars + j->k * g->acs;
     if (p->in_place && whole < j->rows) pack_a(tail, a + whole * g->ars, g->ars, g->acs, j->rows - whole, j->K);
-    Tile t = {.ldc = g->ldc, .ars = p->in_place ? g->ars : 1, .acs = p->in_place ? g->acs : MR, .K = deep, .from_c = g->acc || j->k > 0};
+    Tile t = {.ldc = g->ldc, .ars = p->in_place ? g->ars : 1, .acs = p->in_place ? g->acs : MR, .K = deep,
+              .from_c = g->acc || j->k > 0, .past = goes_past(g)};
     if (g->gelu && !g->bf16) t.ars = j->K, t.acs = 1;
     int unfinished = j->k + j->K == g->K && (g->added || g->slope);
     for (int64_t i = 0; i < j->rows; i += MR) {
@@ -447,6 +459,7 @@ static void gemm_part(const Gemm *g, int64_t *taken, float *scratch, int64_t me,
             gemm_job(g, &p, &job, panels, strips, strips + B_FLOATS, after);
         }
     }
+    if (goes_past(g)) store_fence();
 }
 
 static void gemm(Gemm g, float *scratch, int64_t NT) {

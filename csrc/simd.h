@@ -11,6 +11,7 @@
 
 #if defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
+INLINE void store_fence(void) { _mm_sfence(); }  // vf_store_past (aligned, past the caches) is seen by others after it
 // dst[c][r] = src[r][c] for an 8x8 block; stores in ascending order, so that rows of dst may overlap the next (gemm.c)
 INLINE void transpose8(float *dst, int64_t dst_stride, const float *src, int64_t src_stride) {
     __m256 r[8], t[8];
@@ -41,6 +42,7 @@ INLINE void transpose8(float *dst, int64_t dst_stride, const float *src, int64_t
 typedef __m512 vf;
 INLINE vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
 INLINE void vf_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
+INLINE void vf_store_past(float *p, vf a) { _mm512_stream_ps(p, a); }
 INLINE vf vf_set(float x) { return _mm512_set1_ps(x); }
 INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
@@ -163,6 +165,7 @@ INLINE float pair_1(float even, float odd) {
 typedef __m256 vf;
 INLINE vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
 INLINE void vf_store(float *p, vf a) { _mm256_storeu_ps(p, a); }
+INLINE void vf_store_past(float *p, vf a) { _mm256_stream_ps(p, a); }
 INLINE vf vf_set(float x) { return _mm256_set1_ps(x); }
 INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
@@ -233,6 +236,8 @@ INLINE void transpose16(float *dst, int64_t dst_stride, const float *src, int64_
 typedef float vf;
 INLINE vf vf_load(const float *p) { return *p; }
 INLINE void vf_store(float *p, vf a) { *p = a; }
+INLINE void vf_store_past(float *p, vf a) { *p = a; }
+INLINE void store_fence(void) {}
 INLINE vf vf_set(float x) { return x; }
 INLINE vf vf_add(vf a, vf b) { return a + b; }
 INLINE vf vf_fma(vf a, vf b, vf c) { return a * b + c; }

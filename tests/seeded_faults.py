@@ -66,6 +66,7 @@ C_FAULTS = [
         ("the columns of two jobs overlap", "wide.begin, wide.end, k,", "wide.begin - (i > 0), wide.end, k,"),
         ("a job is handed out twice", "number = parts + next_of(taken), next", "number++, next"),
         ("the next block of B is packed from this one", "const float *b = g->b + j->k * g->brs + n * g->bcs;", "const float *b = g->b + n * g->bcs;"),
+        ("a gradient that is added to goes past the caches", "g->ars == 1 && !g->acc && g->K <= KC", "g->ars == 1 && g->K <= KC"),
         ("bf16: B is packed without rounding",
          "    for (int64_t i = 0; i < width * K; i++) strip[i] = bf16_1(strip[i]);\n", ""),
         ("avx512bf16: an odd last k is dropped", "(K + 1) / 2 : K", "K / 2 : K"),
