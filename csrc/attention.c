@@ -1,26 +1,27 @@
-// Causal attention, flash and standard. Both walk the same tiles through the serial form of the GEMM (gemm.c), so only the
-// masked half is skipped and no T x T matrix is needed; the standard form keeps its matrices for those who want to look.
-enum { QUERIES = 64, KEYS = STATS };  // rows of a tile of queries; keys of a block of the softmax statistics
+// Causal attention, flash and standard, in tiles (tiles.c): K^T and V^T of a block of keys are packed once and serve many tiles
+// of queries, so no T x T matrix is needed; the standard form keeps its matrices for those who want to look.
+enum { QUERIES = VW == 8 ? 96 : 64, MOST_QUERIES = 512, MOST_KEYS = LD };  // of a tile: by default, and at most
+enum { CHUNK = 1024 };   // queries for which a block of keys is packed once, at most
+#define LOG2E 1.44269504f
+#define LN2 0.693147182f
 
-typedef struct {
-    int64_t B, T, NH, KVH, HS, bf16, width;  // width: floats of a row of inp
-    float scale, keep;                 // 1 / sqrt(HS); 1 / (1 - p_drop), or 0 without dropout
-    uint32_t key, threshold;           // a probability is dropped when its random word is below the threshold
-} Heads;
-
-static Heads heads_of(int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, const float *p_drop,
-                      const int32_t *key_drop) {
-    float p = *p_drop;
-    return (Heads){B, T, NH, KVH, HS, BF16, (NH + 2 * KVH) * HS, 1.0f / sqrtf((float)HS), p > 0.0f ? 1.0f / (1.0f - p) : 0.0f,
-                   (uint32_t)*key_drop, (uint32_t)((double)p * 4294967296.0)};
+static Heads heads_of(int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t QB, int64_t KB, float p,
+                      int32_t key) {
+    int64_t queries = min64(QB ? QB : QUERIES, round_up(T, 16)), keys = min64(KB ? KB : LD, round_up(T, 16));
+    float scale = 1.0f / sqrtf((float)HS);
+    return (Heads){.B = B, .T = T, .NH = NH, .KVH = KVH, .HS = HS, .bf16 = BF16 != 0, .QB = queries, .KB = keys,
+                   .width = (NH + 2 * KVH) * HS, .pitch = NH * HS, .wide = round_up(HS, 16), .deep = items(HS, BF16),
+                   .tall = round_up(queries, MR), .scale = scale, .scale2 = scale * LOG2E,
+                   .keep = p > 0.0f ? 1.0f / (1.0f - p) : 0.0f, .key = (uint32_t)key,
+                   .threshold = (uint32_t)((double)p * 4294967296.0)};
 }
 
-// rows of q, k, v of token 0 of batch b; k and v belong to query head h
-INLINE int64_t query_at(const Heads *a, int64_t b, int64_t h) { return b * a->T * a->width + h * a->HS; }
-INLINE int64_t key_at(const Heads *a, int64_t b, int64_t h) {
-    return b * a->T * a->width + (a->NH + h / (a->NH / a->KVH)) * a->HS;
+// where q, k, v and out of query head bh lie, from token 0 of its batch
+typedef struct { int64_t q, k, v, out; } Place;
+static Place place_of(const Heads *h, int64_t bh) {
+    int64_t b = bh / h->NH, head = bh % h->NH, row = b * h->T * h->width, kv = h->NH + head / (h->NH / h->KVH);
+    return (Place){row + head * h->HS, row + kv * h->HS, row + (kv + h->KVH) * h->HS, b * h->T * h->pitch + head * h->HS};
 }
-INLINE int64_t value_at(const Heads *a, int64_t b, int64_t h) { return key_at(a, b, h) + a->KVH * a->HS; }
 
 // a counter-based random word: what is dropped depends on the key and the place alone (two rounds of a 32-bit mixer)
 INLINE uint32_t mix32(uint32_t x) {
@@ -30,209 +31,343 @@ INLINE uint32_t mix32(uint32_t x) {
 }
 
 // p[j] *= 0 or keep, for keys j0 .. j0 + n of query i of head number bh
-static void drop(float *p, const Heads *a, int64_t bh, int64_t i, int64_t j0, int64_t n) {
-    uint32_t row = mix32(mix32(a->key ^ (uint32_t)bh * 0x9e3779b9u) + (uint32_t)i);
-    for (int64_t j = 0; j < n; j++) p[j] *= mix32(row ^ mix32((uint32_t)(j0 + j))) < a->threshold ? 0.0f : a->keep;
+static void drop(float *p, const Heads *h, int64_t bh, int64_t i, int64_t j0, int64_t n) {
+    uint32_t row = mix32(mix32(h->key ^ (uint32_t)bh * 0x9e3779b9u) + (uint32_t)i);
+    for (int64_t j = 0; j < n; j++) p[j] *= mix32(row ^ mix32((uint32_t)(j0 + j))) < h->threshold ? 0.0f : h->keep;
 }
 
-// c (M,N) (+)= a b with the packing buffers of one thread
-static void product(float *c, int64_t ldc, const float *a, int64_t ars, int64_t acs, const float *b, int64_t brs, int64_t bcs,
-                    int64_t M, int64_t N, int64_t K, int64_t acc, int64_t bf16, float *buffer) {
-    int64_t taken = 0;
-    gemm_part(&(Gemm){.c = c, .ldc = ldc, .a = a, .ars = ars, .acs = acs, .b = b, .brs = brs, .bcs = bcs,
-                      .M = M, .N = N, .K = K, .acc = acc, .bf16 = bf16}, &taken, buffer, 0, 1);
+// 2^x, |error| <= 2 ulp, for x up to 127; 0 below -126, NaN stays. Scores come times log2(e), which saves exp a reduction.
+INLINE v16 exp2_16(v16 x) {
+    v16 y = v16_max(v16_set(-126.0f), x), n = v16_round(y), r = v16_sub(y, n);
+    v16 p = v16_fma(v16_set(0.0013264727f), r, v16_set(0.009671513f));
+    p = v16_fma(p, r, v16_set(0.055507336f));
+    p = v16_fma(p, r, v16_set(0.24022242f));
+    p = v16_fma(p, r, v16_set(0.693147f));
+    p = v16_fma(p, r, v16_set(1.0f));
+    return v16_where_gt(v16_set(-126.0f), x, v16_set(0.0f), v16_mul(p, v16_pow2(n)));
 }
 
-static void scale_row(float *row, float by, int64_t n) {
-    FOR16(j, m, n) store16(row + j, v16_mul(load16(row + j, m), v16_set(by)), m);
+// --- rooms: what a thread works in
+
+typedef struct { float *p, *kt, *v, *q, *o, *most, *total; } Forward;
+typedef struct { float *p, *dp, *ds, *kt, *vt, *k, *dk, *dv, *q, *up, *q_right, *up_right, *dq, *dot; } Backward;
+
+INLINE float *room(float *base, int64_t *at, int64_t n) {
+    float *here = base ? base + *at : 0;
+    *at += round_up(n, 16);
+    return here;
 }
 
-// scratch of one thread: packing buffers of the largest product, then tiles p and dp (QUERIES, KEYS), o (QUERIES, HS), dot (QUERIES)
-static int64_t product_floats(int64_t HS) {
-    int64_t depth = HS > KEYS ? HS : KEYS;
-    return round_up(gemm_scratch(KEYS, depth, 1), 16);
-}
-static int64_t thread_floats(int64_t HS) {
-    return product_floats(HS) + 2 * QUERIES * KEYS + round_up(QUERIES * HS, 16) + 2 * QUERIES;
+INLINE int64_t tiles_of(const Heads *h) { return (h->T + h->QB - 1) / h->QB; }
+
+static int64_t forward_rooms(Forward *f, float *base, const Heads *h, int64_t tiles) {
+    int64_t at = 0, tile = h->tall * h->wide;
+    f->p = room(base, &at, h->tall * LD);
+    f->kt = room(base, &at, LD * h->HS);
+    f->v = room(base, &at, LD * h->wide);
+    f->q = room(base, &at, tiles * tile), f->o = room(base, &at, tiles * tile);
+    f->most = room(base, &at, tiles * h->QB), f->total = room(base, &at, tiles * h->QB);
+    return at;
 }
 
-int64_t attention_scratch(int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t NT) {
-    (void)B, (void)T, (void)NH, (void)KVH, (void)BF16;
-    return NT * thread_floats(HS);
-}
-int64_t attention_standard_scratch(int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t NT) {
-    return attention_scratch(B, T, NH, KVH, HS, BF16, NT);
-}
-
-// one step of the online softmax: the scores of `n` keys, of which the query sees `seen`, become probabilities relative to the
-// running maximum; returns what the old sums must be multiplied with
-static float softmax_block(float *p, int64_t seen, int64_t n, float scale, float *most, float *total) {
-    v16 top = v16_set(-3.0e38f), sum = v16_set(0.0f);
-    FOR16(j, m, seen) {
-        v16 s = v16_mul(load16(p + j, m), v16_set(scale));
-        store16(p + j, s, m);
-        top = v16_max(v16_first(s, top, m), top);
+static int64_t backward_rooms(Backward *r, float *base, const Heads *h) {
+    int64_t at = 0, tile = h->tall * h->wide, keys = round_up(h->KB, MR) * h->wide;
+    r->p = room(base, &at, h->tall * LD), r->dp = room(base, &at, h->tall * LD);
+    r->kt = room(base, &at, LD * h->HS), r->vt = room(base, &at, LD * h->HS);
+    r->k = room(base, &at, LD * h->wide);
+    r->dk = room(base, &at, keys), r->dv = room(base, &at, keys);
+    r->q = r->q_right = room(base, &at, tile), r->up = r->up_right = room(base, &at, tile);
+    r->ds = r->dp;
+    if (h->bf16) {  // pairs along rows are others than pairs down columns
+        r->q_right = room(base, &at, tile), r->up_right = room(base, &at, tile);
+        r->ds = room(base, &at, h->tall * LD);
     }
-    float block = v16_maximum(top), now = block > *most ? block : *most, old = exp1(*most - now);
-    FOR16(j, m, seen) {
-        v16 e = v16_exp(v16_sub(load16(p + j, m), v16_set(now)));
-        store16(p + j, e, m);
-        sum = v16_add(sum, m < 16 ? v16_first(e, v16_set(0.0f), m) : e);
-    }
-    if (seen < n) memset(p + seen, 0, sizeof(float) * (size_t)(n - seen));
-    *total = *total * old + v16_sum(sum);
-    *most = now;
-    return old;
+    r->dq = room(base, &at, tiles_of(h) * tile);
+    r->dot = room(base, &at, h->T);
+    return at;
 }
 
-// a tile of queries [i0, i0 + rows) of head bh against all keys they see
-static void forward_tile(float *out, float *lse, const float *inp, const Heads *a, int64_t bh, int64_t i0, float *buffer) {
-    int64_t b = bh / a->NH, h = bh % a->NH, HS = a->HS, rows = min64(a->T - i0, QUERIES);
-    const float *q = inp + query_at(a, b, h) + i0 * a->width, *k = inp + key_at(a, b, h), *v = inp + value_at(a, b, h);
-    float *p = buffer + product_floats(HS), *o = p + 2 * QUERIES * KEYS, most[QUERIES], total[QUERIES];
-    for (int64_t i = 0; i < rows; i++) most[i] = -INFINITY, total[i] = 0.0f;
-    for (int64_t j0 = 0; j0 < i0 + rows; j0 += KEYS) {
-        int64_t n = min64(i0 + rows - j0, KEYS);
-        product(p, KEYS, q, a->width, 1, k + j0 * a->width, 1, a->width, rows, n, HS, 0, a->bf16, buffer);
-        for (int64_t i = 0; i < rows; i++) {
-            int64_t seen = min64(i0 + i + 1 - j0, n);
-            float old = softmax_block(p + i * KEYS, seen, n, a->scale, most + i, total + i);
-            if (j0 > 0) scale_row(o + i * HS, old, HS);
-            if (a->keep > 0.0f) drop(p + i * KEYS, a, bh, i0 + i, j0, seen);
+// tiles of queries that a thread takes at once: few enough that all threads have work
+static int64_t chunk_tiles(const Heads *h, int64_t NT) {
+    int64_t most = min64(tiles_of(h), (CHUNK + h->QB - 1) / h->QB), fair = h->B * h->NH * tiles_of(h) / (4 * NT);
+    return NT == 1 ? most : fair < 1 ? 1 : min64(fair, most);
+}
+
+static int64_t thread_floats(const Heads *h, int64_t NT) {
+    int64_t forward = forward_rooms(&(Forward){0}, 0, h, chunk_tiles(h, NT)), backward = backward_rooms(&(Backward){0}, 0, h);
+    return forward > backward ? forward : backward;
+}
+
+int64_t attention_scratch(int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t QB, int64_t KB,
+                          int64_t NT) {
+    Heads h = heads_of(B, T, NH, KVH, HS, BF16, QB, KB, 0.0f, 0);
+    return NT * thread_floats(&h, NT);
+}
+int64_t attention_standard_scratch(int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t QB,
+                                   int64_t KB, int64_t NT) {
+    return attention_scratch(B, T, NH, KVH, HS, BF16, QB, KB, NT);
+}
+
+// --- forward
+
+// One step of the online softmax: scores become probabilities relative to the running maximum of their row, and the old out
+// is rescaled to it. One thing for all rows at a time, so that no row waits for its own maximum.
+static void softmax_tile(float *p, float *o, float *most, float *total, const Heads *h, int64_t bh, Block t) {
+    int64_t hidden = hidden_rows(t), wide = h->wide;
+    float old[MOST_QUERIES], sum[MOST_QUERIES];
+    v16 by = v16_set(h->scale2), zero = v16_set(0.0f);
+    for (int64_t i = hidden; i < t.rows; i++) {
+        v16 top = v16_set(-3.0e38f);  // finite, so that a row of -inf has no inf - inf
+        FOR16(j, m, seen_keys(t, i)) {
+            v16 s = v16_load(p + i * LD + j);
+            top = v16_max(m < 16 ? v16_first(s, top, m) : s, top);
         }
-        product(o, HS, p, KEYS, 1, v + j0 * a->width, a->width, 1, rows, HS, n, j0 > 0, a->bf16, buffer);
+        sum[i] = v16_maximum(top);
     }
-    for (int64_t i = 0; i < rows; i++) {
-        v16 by = v16_set(1.0f / total[i]);
-        float *out_i = out + ((b * a->T + i0 + i) * a->NH + h) * HS;
-        FOR16(j, m, HS) store16(out_i + j, v16_mul(load16(o + i * HS + j, m), by), m);
-        lse[bh * a->T + i0 + i] = most[i] + (float)log((double)total[i]);
+    for (int64_t i = hidden; i < t.rows; i += 16) {
+        v16 before = v16_load(most + i), now = v16_max(v16_mul(v16_load(sum + i), by), before);
+        v16_store(old + i, exp2_16(v16_sub(before, now)));
+        v16_store(most + i, now);
+    }
+    for (int64_t i = hidden; i < t.rows; i++) {
+        int64_t seen = seen_keys(t, i);
+        v16 shift = v16_set(-most[i]), all = zero;
+        FOR16(j, m, seen) {
+            v16 e = exp2_16(v16_fma(v16_load(p + i * LD + j), by, shift));
+            if (m < 16) e = v16_first(e, zero, m);
+            v16_store(p + i * LD + j, e);
+            all = v16_add(all, e);
+        }
+        sum[i] = v16_sum(all);
+        if (h->keep > 0.0f) drop(p + i * LD, h, bh, t.i0 + i, t.j0, seen);
+    }
+    for (int64_t i = hidden; i < t.rows; i += 16)
+        v16_store(total + i, v16_add(v16_mul(v16_load(total + i), v16_load(old + i)), v16_load(sum + i)));
+    for (int64_t i = hidden; i < t.rows && t.j0 > 0; i++)
+        for (float *x = o + i * wide; x < o + (i + 1) * wide; x += 16) v16_store(x, v16_mul(v16_load(x), v16_set(old[i])));
+    hide(p, t);
+    pair_rows(p, p, h, t);
+}
+
+// queries [from, from + count) of head bh against all keys they see
+static void forward_chunk(float *out, float *lse, const float *inp, const Heads *h, int64_t bh, int64_t from, int64_t count,
+                          const Forward *f) {
+    Place at = place_of(h, bh);
+    int64_t W = h->width, tile = h->tall * h->wide;
+    for (int64_t i = 0; i < count; i += h->QB)
+        copy_left(f->q + i / h->QB * tile, inp + at.q + (from + i) * W, W, min64(count - i, h->QB), h);
+    for (int64_t i = 0; i < count; i++) f->most[i] = -INFINITY, f->total[i] = 0.0f;
+    for (int64_t j0 = 0; j0 < from + count; j0 += LD) {
+        int64_t keys = min64(from + count - j0, LD);
+        copy_strips(f->kt, inp + at.k + j0 * W, W, keys, h);
+        copy_right(f->v, inp + at.v + j0 * W, W, keys, h);
+        for (int64_t i = j0 > from ? (j0 - from) / h->QB * h->QB : 0; i < count; i += h->QB) {
+            Block t = {from + i, min64(count - i, h->QB), j0, keys};
+            float *o = f->o + i / h->QB * tile;
+            scores_of(f->p, f->q + i / h->QB * tile, f->kt, h, t);
+            softmax_tile(f->p, o, f->most + i, f->total + i, h, bh, t);
+            weigh(o, f->p, f->v, h, t, j0 > 0);
+        }
+    }
+    for (int64_t i = 0; i < count; i++) {
+        v16 by = v16_set(1.0f / f->total[i]);
+        float *out_i = out + at.out + (from + i) * h->pitch, *o = f->o + i / h->QB * tile + i % h->QB * h->wide;
+        FOR16(j, m, h->HS) store16(out_i + j, v16_mul(v16_load(o + j), by), m);
+        lse[bh * h->T + from + i] = f->most[i] * LN2 + (float)log((double)f->total[i]);
     }
 }
 
-void attention_forward(float *out, float *lse, const float *inp, const float *p_drop, const int32_t *key_drop,
-                       float *scratch, int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t NT) {
-    Heads a = heads_of(B, T, NH, KVH, HS, BF16, p_drop, key_drop);
-    int64_t tiles = (T + QUERIES - 1) / QUERIES;
+void attention_forward(float *out, float *lse, const float *inp, const float *p_drop, const int32_t *key_drop, float *scratch,
+                       int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t QB, int64_t KB,
+                       int64_t NT) {
+    Heads h = heads_of(B, T, NH, KVH, HS, BF16, QB, KB, *p_drop, *key_drop);
+    int64_t tiles = chunk_tiles(&h, NT), rows = tiles * h.QB, chunks = (T + rows - 1) / rows, floats = thread_floats(&h, NT);
+    int64_t taken = 0;
     PARALLEL(NT) {
         share(0);
-        // tiles grow with i0, so they are dealt out in turn; whoever computes a tile computes all of it
-        for (int64_t t = rank(); t < B * NH * tiles; t += team())
-            forward_tile(out, lse, inp, &a, t / tiles, t % tiles * QUERIES, scratch + rank() * thread_floats(HS));
-    }
-}
-
-// one row of a tile: dp, the gradient of the probabilities, becomes that of the unscaled scores; p becomes what multiplied v
-static void backward_row(float *p, float *dp, const float *up, const float *out, const float *att, float lse, const Heads *a,
-                         int64_t bh, int64_t i, int64_t j0, int64_t seen, int64_t n) {
-    v16 sum = v16_set(0.0f);
-    FOR16(j, m, a->HS) sum = v16_fma(load16(up + j, m), load16(out + j, m), sum);
-    v16 dot = v16_set(v16_sum(sum)), scale = v16_set(a->scale), shift = v16_set(lse);
-    if (a->keep > 0.0f) drop(dp, a, bh, i, j0, seen);
-    FOR16(j, m, seen) {
-        v16 p_j = att ? load16(att + j, m) : v16_exp(v16_sub(v16_mul(load16(p + j, m), scale), shift));
-        store16(p + j, p_j, m);
-        store16(dp + j, v16_mul(v16_mul(p_j, v16_sub(load16(dp + j, m), dot)), scale), m);
-    }
-    if (seen < n) {
-        memset(p + seen, 0, sizeof(float) * (size_t)(n - seen));
-        memset(dp + seen, 0, sizeof(float) * (size_t)(n - seen));
-    }
-    if (a->keep > 0.0f) drop(p, a, bh, i, j0, seen);
-}
-
-// The tiles of one head, keys outside and queries inside: dk and dv of a block finish together, dq of a query is added to in
-// ascending blocks of keys. p is made again from lse (flash) or read from att (standard); dinp holds 0 or what is added to.
-static void backward_head(float *dinp, const float *dout, const float *out, const float *lse, const float *att,
-                          const float *inp, const Heads *a, int64_t bh, float *buffer) {
-    int64_t b = bh / a->NH, h = bh % a->NH, HS = a->HS, T = a->T, W = a->width, pitch = a->NH * HS;
-    int64_t q = query_at(a, b, h), k = key_at(a, b, h), v = value_at(a, b, h), head = b * T * pitch + h * HS;
-    float *p = buffer + product_floats(HS), *dp = p + QUERIES * KEYS;
-    for (int64_t j0 = 0; j0 < T; j0 += KEYS)
-        for (int64_t i0 = j0; i0 < T; i0 += QUERIES) {
-            int64_t rows = min64(T - i0, QUERIES), n = min64(i0 + rows - j0, KEYS);
-            const float *q_i = inp + q + i0 * W, *k_j = inp + k + j0 * W, *up = dout + head + i0 * pitch;
-            if (!att) product(p, KEYS, q_i, W, 1, k_j, 1, W, rows, n, HS, 0, a->bf16, buffer);
-            product(dp, KEYS, up, pitch, 1, inp + v + j0 * W, 1, W, rows, n, HS, 0, a->bf16, buffer);
-            for (int64_t i = 0; i < rows; i++) {
-                int64_t row = bh * T + i0 + i, seen = min64(i0 + i + 1 - j0, n);
-                backward_row(p + i * KEYS, dp + i * KEYS, up + i * pitch, out + head + (i0 + i) * pitch, att ? att + row * T + j0 : 0,
-                             lse ? lse[row] : 0.0f, a, bh, i0 + i, j0, seen, n);
-            }
-            product(dinp + v + j0 * W, W, p, 1, KEYS, up, pitch, 1, n, HS, rows, 1, a->bf16, buffer);
-            product(dinp + q + i0 * W, W, dp, KEYS, 1, k_j, W, 1, rows, HS, n, 1, a->bf16, buffer);
-            product(dinp + k + j0 * W, W, dp, 1, KEYS, q_i, W, 1, n, HS, rows, 1, a->bf16, buffer);
+        Forward f;
+        forward_rooms(&f, scratch + rank() * floats, &h, tiles);
+        // the last chunks see most keys and come first; whoever takes a chunk computes all of it
+        for (int64_t u; (u = next_of(&taken)) < chunks * B * NH;) {
+            int64_t from = (chunks - 1 - u / (B * NH)) * rows;
+            forward_chunk(out, lse, inp, &h, u % (B * NH), from, min64(T - from, rows), &f);
         }
+    }
 }
 
-// the heads of a group share k and v, so one thread takes the group, heads in ascending order
-static void backward(float *dinp, const float *dout, const float *out, const float *lse, const float *att, const float *inp,
-                     const Heads *a, float *scratch, int64_t NT, int64_t acc) {
-    int64_t group = a->NH / a->KVH;
+// --- backward
+
+typedef struct {
+    float *dinp;
+    const float *dout, *out, *lse, *att, *inp;  // lse (flash) or att (standard)
+} Arrays;
+
+// scores become the probabilities that multiplied v; dp, their gradient, becomes that of the unscaled scores
+static void backward_row(float *p, float *dp, const float *att, float lse, float dot_i, const Heads *h, int64_t bh, int64_t i,
+                         int64_t j0, int64_t seen) {
+    v16 dot = v16_set(dot_i), scale = v16_set(h->scale), by = v16_set(h->scale2), shift = v16_set(-lse * LOG2E);
+    if (h->keep > 0.0f) drop(dp, h, bh, i, j0, seen);
+    FOR16(j, m, seen) {
+        v16 p_j = att ? load16(att + j, m) : exp2_16(v16_min(v16_set(127.0f), v16_fma(v16_load(p + j), by, shift)));
+        v16 ds = v16_mul(v16_mul(p_j, v16_sub(v16_load(dp + j), dot)), scale);
+        if (m < 16) p_j = v16_first(p_j, v16_set(0.0f), m), ds = v16_first(ds, v16_set(0.0f), m);
+        v16_store(p + j, p_j);
+        v16_store(dp + j, ds);
+    }
+    if (h->keep > 0.0f) drop(p, h, bh, i, j0, seen);
+}
+
+// what one tile gives to dk and dv, and to dq
+static void backward_tile(const Arrays *x, const Heads *h, const Backward *r, int64_t bh, Block t, int keys_too, float *dq,
+                          int into_dq) {
+    Place at = place_of(h, bh);
+    const float *q = x->inp + at.q + t.i0 * h->width, *up = x->dout + at.out + t.i0 * h->pitch;
+    copy_left(r->q, q, h->width, t.rows, h);
+    copy_left(r->up, up, h->pitch, t.rows, h);
+    if (h->bf16) copy_right(r->q_right, q, h->width, t.rows, h);
+    if (h->bf16) copy_right(r->up_right, up, h->pitch, t.rows, h);
+    if (!x->att) scores_of(r->p, r->q, r->kt, h, t);
+    scores_of(r->dp, r->up, r->vt, h, t);
+    for (int64_t i = hidden_rows(t); i < t.rows; i++) {
+        int64_t row = bh * h->T + t.i0 + i;
+        backward_row(r->p + i * LD, r->dp + i * LD, x->att ? x->att + row * h->T + t.j0 : 0, x->lse ? x->lse[row] : 0.0f,
+                     r->dot[t.i0 + i], h, bh, t.i0 + i, t.j0, seen_keys(t, i));
+    }
+    hide(r->p, t);
+    hide(r->dp, t);
+    if (dq) {
+        pair_rows(r->ds, r->dp, h, t);
+        weigh(dq, r->ds, r->k, h, t, into_dq);
+    }
+    if (!keys_too) return;
+    pair_columns(r->p, h, t);
+    pair_columns(r->dp, h, t);
+    gather(r->dv, r->p, r->up_right, h, t);
+    gather(r->dk, r->dp, r->q_right, h, t);
+}
+
+// queries [i0, i1) of head bh and keys [j0, j1): what they give to dq of these queries, to dk and dv of these keys, or to all;
+// acc: whether dq, and dk and dv, hold what is added to. A sum goes on where the last tile left it, in ascending order.
+typedef struct { int64_t i0, i1, j0, j1; int dq, dkv, acc_dq, acc_dkv; } Part;
+
+static void backward_part(const Arrays *x, const Heads *h, const Backward *r, int64_t bh, Part n) {
+    Place at = place_of(h, bh);
+    int64_t W = h->width, tile = h->tall * h->wide;
+    for (int64_t i = n.i0 > n.j0 ? n.i0 : n.j0 / h->QB * h->QB; i < n.i1; i++) {
+        const float *up = x->dout + at.out + i * h->pitch, *out = x->out + at.out + i * h->pitch;
+        v16 sum = v16_set(0.0f);
+        FOR16(j, m, h->HS) sum = v16_fma(load16(up + j, m), load16(out + j, m), sum);
+        r->dot[i] = v16_sum(sum);
+    }
+    for (int64_t i = n.i0; i < n.i1 && n.dq && n.acc_dq; i += h->QB)
+        take_rows(r->dq + (i - n.i0) / h->QB * tile, x->dinp + at.q + i * W, W, min64(n.i1 - i, h->QB), h);
+    for (int64_t j0 = n.j0; j0 < min64(n.j1, n.i1); j0 += h->KB) {
+        int64_t keys = min64(n.j1 - j0, h->KB);
+        float *dk = x->dinp + at.k + j0 * W, *dv = x->dinp + at.v + j0 * W;
+        size_t bytes = sizeof(float) * (size_t)(keys * h->wide);
+        copy_strips(r->kt, x->inp + at.k + j0 * W, W, keys, h);
+        copy_strips(r->vt, x->inp + at.v + j0 * W, W, keys, h);
+        if (n.dq) copy_right(r->k, x->inp + at.k + j0 * W, W, keys, h);
+        if (n.dkv && n.acc_dkv) take_rows(r->dk, dk, W, keys, h), take_rows(r->dv, dv, W, keys, h);
+        else if (n.dkv) memset(r->dk, 0, bytes), memset(r->dv, 0, bytes);
+        for (int64_t i = n.i0 > j0 ? n.i0 : j0 / h->QB * h->QB; i < n.i1; i += h->QB) {
+            Block t = {i, min64(n.i1 - i, h->QB), j0, keys};
+            backward_tile(x, h, r, bh, t, n.dkv, n.dq ? r->dq + (i - n.i0) / h->QB * tile : 0, n.acc_dq || j0 > 0);
+        }
+        if (n.dkv) give_rows(dk, W, r->dk, keys, h), give_rows(dv, W, r->dv, keys, h);
+    }
+    for (int64_t i = n.i0; i < n.i1 && n.dq; i += h->QB)
+        give_rows(x->dinp + at.q + i * W, W, r->dq + (i - n.i0) / h->QB * tile, min64(n.i1 - i, h->QB), h);
+}
+
+// The heads of a group share k and v, so one thread takes the group, heads in ascending order. Where that leaves threads idle,
+// dk and dv are computed by blocks of keys and dq by chunks of queries: seven products in place of five, no other bits.
+static void backward(const Arrays *x, const Heads *h, float *scratch, int64_t NT, int acc) {
+    int64_t group = h->NH / h->KVH, groups = h->B * h->KVH, heads = h->B * h->NH, floats = thread_floats(h, NT), T = h->T;
+    int64_t rows = chunk_tiles(h, NT) * h->QB, blocks = (T + h->KB - 1) / h->KB, chunks = (T + rows - 1) / rows;
+    int whole = blocks == 1 || 5 * ((groups + NT - 1) / NT) * NT <= 7 * groups;
+    int64_t units = whole ? groups : groups * blocks + heads * chunks;
+    int64_t taken = 0;
     PARALLEL(NT) {
-        Range r = share(a->B * a->KVH);
-        for (int64_t g = r.begin; g < r.end; g++) {
-            int64_t b = g / a->KVH, first = g % a->KVH * group;
-            for (int64_t t = 0; t < a->T && !acc; t++) {
-                float *row = dinp + t * a->width;
-                memset(row + query_at(a, b, first), 0, sizeof(float) * (size_t)(group * a->HS));
-                memset(row + key_at(a, b, first), 0, sizeof(float) * (size_t)a->HS);
-                memset(row + value_at(a, b, first), 0, sizeof(float) * (size_t)a->HS);
+        share(0);
+        Backward r;
+        backward_rooms(&r, scratch + rank() * floats, h);
+        for (int64_t u; (u = next_of(&taken)) < units;) {
+            int64_t q = u - groups * blocks, from = (chunks - 1 - q / heads) * rows, j0 = u / groups * h->KB;
+            if (!whole && q >= 0) {
+                backward_part(x, h, &r, q % heads, (Part){from, min64(from + rows, T), 0, T, 1, 0, acc, 0});
+                continue;
             }
-            for (int64_t h = first; h < first + group; h++)
-                backward_head(dinp, dout, out, lse, att, inp, a, b * a->NH + h, scratch + rank() * thread_floats(a->HS));
+            for (int64_t i = 0; i < group; i++) {
+                Part n = {0, T, whole ? 0 : j0, whole ? T : min64(j0 + h->KB, T), whole, 1, acc, acc || i > 0};
+                backward_part(x, h, &r, u % groups * group + i, n);
+            }
         }
     }
 }
 
 void attention_backward(float *dinp, const float *dout, const float *out, const float *lse, const float *inp,
-                        const float *p_drop, const int32_t *key_drop, float *scratch,
-                        int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t NT, int64_t acc_inp) {
-    Heads a = heads_of(B, T, NH, KVH, HS, BF16, p_drop, key_drop);
-    backward(dinp, dout, out, lse, 0, inp, &a, scratch, NT, acc_inp);
+                        const float *p_drop, const int32_t *key_drop, float *scratch, int64_t B, int64_t T, int64_t NH,
+                        int64_t KVH, int64_t HS, int64_t BF16, int64_t QB, int64_t KB, int64_t NT, int64_t acc_inp) {
+    Heads h = heads_of(B, T, NH, KVH, HS, BF16, QB, KB, *p_drop, *key_drop);
+    backward(&(Arrays){dinp, dout, out, lse, 0, inp}, &h, scratch, NT, acc_inp != 0);
 }
 
+// --- standard
+
 // a tile of queries with whole rows of scores and att; the softmax as in classifier.c
-static void standard_tile(float *out, float *scores, float *att, const float *inp, const Heads *a, int64_t bh, int64_t i0,
-                          float *buffer) {
-    int64_t b = bh / a->NH, h = bh % a->NH, HS = a->HS, T = a->T, rows = min64(T - i0, QUERIES), keys = i0 + rows;
-    const float *q = inp + query_at(a, b, h) + i0 * a->width, *k = inp + key_at(a, b, h), *v = inp + value_at(a, b, h);
-    float *s = scores + (bh * T + i0) * T, *p = att + (bh * T + i0) * T, *tile = buffer + product_floats(HS);
-    product(s, T, q, a->width, 1, k, 1, a->width, rows, keys, HS, 0, a->bf16, buffer);
+static void standard_tile(float *out, float *scores, float *att, const float *inp, const Heads *h, int64_t bh, int64_t i0,
+                          const Forward *f) {
+    Place at = place_of(h, bh);
+    int64_t T = h->T, W = h->width, rows = min64(T - i0, h->QB), end = i0 + rows;
+    float *s = scores + (bh * T + i0) * T, *p = att + (bh * T + i0) * T;
+    copy_left(f->q, inp + at.q + i0 * W, W, rows, h);
+    for (int64_t j0 = 0; j0 < end; j0 += LD) {
+        Block t = {i0, rows, j0, min64(end - j0, LD)};
+        copy_strips(f->kt, inp + at.k + j0 * W, W, t.keys, h);
+        scores_of(f->p, f->q, f->kt, h, t);
+        for (int64_t i = hidden_rows(t); i < rows; i++)
+            FOR16(j, m, seen_keys(t, i)) store16(s + i * T + j0 + j, v16_mul(v16_load(f->p + i * LD + j), v16_set(h->scale)), m);
+    }
     for (int64_t i = 0; i < rows; i++) {
         int64_t seen = i0 + i + 1;
-        scale_row(s + i * T, a->scale, seen);
         v16 shift = v16_set(row_lse(s + i * T, seen));
         FOR16(j, m, seen) store16(p + i * T + j, v16_exp(v16_sub(load16(s + i * T + j, m), shift)), m);
         memset(s + i * T + seen, 0, sizeof(float) * (size_t)(T - seen));
         memset(p + i * T + seen, 0, sizeof(float) * (size_t)(T - seen));
     }
-    float *o = out + ((b * T + i0) * a->NH + h) * HS;
-    for (int64_t j0 = 0; j0 < keys; j0 += KEYS) {
-        int64_t n = min64(keys - j0, KEYS);
-        for (int64_t i = 0; i < rows; i++) {
-            memcpy(tile + i * KEYS, p + i * T + j0, sizeof(float) * (size_t)n);
-            if (a->keep > 0.0f) drop(tile + i * KEYS, a, bh, i0 + i, j0, n);
+    for (int64_t j0 = 0; j0 < end; j0 += LD) {
+        Block t = {i0, rows, j0, min64(end - j0, LD)};
+        for (int64_t i = hidden_rows(t); i < rows; i++) {
+            int64_t seen = seen_keys(t, i);
+            FOR16(j, m, seen) v16_store(f->p + i * LD + j, load16(p + i * T + j0 + j, m));
+            if (h->keep > 0.0f) drop(f->p + i * LD, h, bh, i0 + i, j0, seen);
         }
-        product(o, a->NH * HS, tile, KEYS, 1, v + j0 * a->width, a->width, 1, rows, HS, n, j0 > 0, a->bf16, buffer);
+        hide(f->p, t);
+        pair_rows(f->p, f->p, h, t);
+        copy_right(f->v, inp + at.v + j0 * W, W, t.keys, h);
+        weigh(f->o, f->p, f->v, h, t, j0 > 0);
     }
+    give_rows(out + at.out + i0 * h->pitch, h->pitch, f->o, rows, h);
 }
 
-void attention_standard_forward(float *out, float *scores, float *att, const float *inp,
-                                const float *p_drop, const int32_t *key_drop, float *scratch,
-                                int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t NT) {
-    Heads a = heads_of(B, T, NH, KVH, HS, BF16, p_drop, key_drop);
-    int64_t tiles = (T + QUERIES - 1) / QUERIES;
+void attention_standard_forward(float *out, float *scores, float *att, const float *inp, const float *p_drop,
+                                const int32_t *key_drop, float *scratch, int64_t B, int64_t T, int64_t NH, int64_t KVH,
+                                int64_t HS, int64_t BF16, int64_t QB, int64_t KB, int64_t NT) {
+    Heads h = heads_of(B, T, NH, KVH, HS, BF16, QB, KB, *p_drop, *key_drop);
+    int64_t tiles = tiles_of(&h), floats = thread_floats(&h, NT), taken = 0;
     PARALLEL(NT) {
         share(0);
-        for (int64_t t = rank(); t < B * NH * tiles; t += team())
-            standard_tile(out, scores, att, inp, &a, t / tiles, t % tiles * QUERIES, scratch + rank() * thread_floats(HS));
+        Forward f;
+        forward_rooms(&f, scratch + rank() * floats, &h, 1);
+        for (int64_t t; (t = next_of(&taken)) < B * NH * tiles;)
+            standard_tile(out, scores, att, inp, &h, t / tiles, t % tiles * h.QB, &f);
     }
 }
 
 void attention_standard_backward(float *dinp, const float *dout, const float *out, const float *att, const float *inp,
-                                 const float *p_drop, const int32_t *key_drop, float *scratch,
-                                 int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t NT, int64_t acc_inp) {
-    Heads a = heads_of(B, T, NH, KVH, HS, BF16, p_drop, key_drop);
-    backward(dinp, dout, out, 0, att, inp, &a, scratch, NT, acc_inp);
+                                 const float *p_drop, const int32_t *key_drop, float *scratch, int64_t B, int64_t T, int64_t NH,
+                                 int64_t KVH, int64_t HS, int64_t BF16, int64_t QB, int64_t KB, int64_t NT, int64_t acc_inp) {
+    Heads h = heads_of(B, T, NH, KVH, HS, BF16, QB, KB, *p_drop, *key_drop);
+    backward(&(Arrays){dinp, dout, out, 0, att, inp}, &h, scratch, NT, acc_inp != 0);
 }

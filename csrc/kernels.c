@@ -11,5 +11,6 @@
 #include "residual.c"
 #include "fused.c"
 #include "classifier.c"
+#include "tiles.c"
 #include "attention.c"
 #include "adamw.c"

@@ -2,7 +2,7 @@
 //
 // Arguments: written | saved | read | weights | work | scratch | dims, NT | acc. const = read only. Matrices are row-major.
 // Dims are int64_t: B T N(=B*T) C OC F NH KVH HS V Vp maxT, R rows of logits held at once, P floats of a flat range,
-// BF16 0 or 1, NT threads.
+// BF16 0 or 1, QB KB sizes of tiles, NT threads.
 // acc_x = 0: dx is overwritten and its old value never read, every element is defined afterwards; 1: dx is added to.
 // An op whose kernels take `scratch` has <op>_scratch(dims, NT): the floats that any of its kernels needs.
 //
@@ -71,27 +71,32 @@ int64_t gelu_linear_scratch(int64_t N, int64_t C, int64_t OC, int64_t BF16, int6
 // attention (flash, causal): per head out = softmax(q k^T / sqrt(HS)) v; query head h reads key/value head h / (NH / KVH)
 //   out (B*T, NH*HS)  lse (B,NH,T)  inp (B*T, (NH + 2*KVH)*HS): q heads | k heads | v heads
 //   p_drop (1), key_drop (1): each probability is kept with 1 - p_drop and scaled by 1 / (1 - p_drop); 0 costs nothing
-//   forward parallel over B NH and blocks of 64 queries, backward over B KVH; arXiv 2307.08691
-//   scores: chain over HS, then scaled; per row online softmax over ascending blocks of 192 keys: max, sum tree16;
+//   QB, KB: queries and keys of a tile, multiples of 16 up to 512 and 192; 0 = as the kernel likes. They change no bit.
+//   forward parallel over B NH and chunks of queries, backward over B KVH or, where these are few, over blocks of keys for dk,
+//   dv and chunks of queries for dq; arXiv 2307.08691
+//   scores: chain over HS; per row online softmax of the scaled scores over ascending blocks of 192 keys: max, sum tree16;
 //   out: chain over ascending keys, rescaled at each block, divided by the sum at the end
-void attention_forward(float *out, float *lse, const float *inp, const float *p_drop, const int32_t *key_drop,
-                       float *scratch, int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t NT);
-// dq: chain over ascending keys; dk, dv: chain over the heads of the group, then ascending queries
+void attention_forward(float *out, float *lse, const float *inp, const float *p_drop, const int32_t *key_drop, float *scratch,
+                       int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t QB, int64_t KB,
+                       int64_t NT);
+// dq: chain over ascending keys; dk, dv: chain over the heads of the group, then ascending queries; a sum that is -0 becomes 0
 void attention_backward(float *dinp, const float *dout, const float *out, const float *lse, const float *inp,
-                        const float *p_drop, const int32_t *key_drop, float *scratch,
-                        int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t NT, int64_t acc_inp);
-int64_t attention_scratch(int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t NT);
+                        const float *p_drop, const int32_t *key_drop, float *scratch, int64_t B, int64_t T, int64_t NH,
+                        int64_t KVH, int64_t HS, int64_t BF16, int64_t QB, int64_t KB, int64_t NT, int64_t acc_inp);
+int64_t attention_scratch(int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t QB, int64_t KB,
+                          int64_t NT);
 
 // attention_standard: the same function with its matrices kept: scores (B,NH,T,T) before and att (B,NH,T,T) after the
-//   softmax, 0 above the diagonal; forward parallel over B NH and blocks of 64 queries, backward over B KVH
+//   softmax, 0 above the diagonal; forward parallel over B NH and tiles of queries, backward as attention's
 //   softmax per row as the classifier's: log sum exp over blocks of 192 keys, then exp
-void attention_standard_forward(float *out, float *scores, float *att, const float *inp,
-                                const float *p_drop, const int32_t *key_drop, float *scratch,
-                                int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t NT);
+void attention_standard_forward(float *out, float *scores, float *att, const float *inp, const float *p_drop,
+                                const int32_t *key_drop, float *scratch, int64_t B, int64_t T, int64_t NH, int64_t KVH,
+                                int64_t HS, int64_t BF16, int64_t QB, int64_t KB, int64_t NT);
 void attention_standard_backward(float *dinp, const float *dout, const float *out, const float *att, const float *inp,
-                                 const float *p_drop, const int32_t *key_drop, float *scratch,
-                                 int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t NT, int64_t acc_inp);
-int64_t attention_standard_scratch(int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t NT);
+                                 const float *p_drop, const int32_t *key_drop, float *scratch, int64_t B, int64_t T, int64_t NH,
+                                 int64_t KVH, int64_t HS, int64_t BF16, int64_t QB, int64_t KB, int64_t NT, int64_t acc_inp);
+int64_t attention_standard_scratch(int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS, int64_t BF16, int64_t QB,
+                                   int64_t KB, int64_t NT);
 
 // classifier: losses = log sum exp(logits) - logits[target], logits = inp weight^T, over the first V of Vp columns
 //   losses,lse (N)  inp (N,C)  targets (N) in [-1,V), -1 = ignored: loss 0, no gradient  weight (Vp,C)

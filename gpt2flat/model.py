@@ -70,13 +70,14 @@ class Model:
     ):
         """An empty model: all parameters 0. Use Model.load or Model.init, which take the same options.
 
-        attention: "flash", or "standard", which keeps its matrices. threads: default the physical cores. kernels: what
-        gpt2flat.kernels.backend returned, default its choice. precision: "fp32", or "bf16", in which matrix products round their
-        inputs to bf16 and add in float32; every buffer stays float32. recompute: what backward makes again instead of keeping it
-        for every layer: 1 GELU, 2 also layernorms, 3 all but the residual stream. fused: GELU and residuals are computed within
-        matrix products; False keeps what lies between ("attproj", "fch_gelu", "fcproj") to look at. Neither changes a bit of a
-        result. trace: check every call's results; the first NaN or inf raises NonFiniteError that names kernel, layer and tensor.
-        Raises CapacityError, UsageError, UnsupportedCPUError."""
+        attention: "flash", "flash:64x192" with the queries x keys of its tiles, or "standard", which keeps its matrices. threads:
+        default the physical cores. kernels: what gpt2flat.kernels.backend returned, default its choice. precision: "fp32", or
+        "bf16", in which matrix products round their inputs to bf16 and add in float32; every buffer stays float32. recompute:
+        what backward makes again instead of keeping it for every layer: 1 GELU, 2 also layernorms, 3 all but the residual
+        stream. fused: GELU and residuals are computed within matrix products; False keeps what lies between ("attproj",
+        "fch_gelu", "fcproj") to look at. Neither changes a bit of a result. trace: check every call's results; the first
+        NaN or inf raises NonFiniteError that names kernel, layer and tensor. Raises CapacityError, UsageError,
+        UnsupportedCPUError."""
         if not isinstance(config, gpt2.GPT2Config):
             raise UsageError(
                 f"a model is made of a GPT2Config, not of {type(config).__name__}: Model.init takes names too"
@@ -174,7 +175,7 @@ class Model:
     def program(self, B: int, T: int) -> Program:
         """The unbound program for a batch of B rows of T tokens."""
         self._check_batch(B, T)
-        modes = {"BF16": int(self.precision == "bf16")}
+        modes = {"BF16": int(self.precision == "bf16"), **gpt2.tile_sizes(self.attention)}
         dims = {**self.config.dims(), **gpt2.batch_dims(B, T), **modes, "NT": self.threads}
         return Program(gpt2.HEAD, self._block, gpt2.TAIL, gpt2.PARAMS, gpt2.ACTS, dims, self.kernels, self.recompute)
 

@@ -165,7 +165,12 @@ def number_faults(kernel, dims: dict[str, int]) -> Iterator[Case]:
     for name in (*kernel.dims, *kernel.accs):
         faults = {what: (value, REFUSED) for what, value in NUMBERS.items()}
         if name in MODES:
-            faults |= {"2": (2, REFUSED), "True": (True, REFUSED), "0": (0, RUNS), "1": (np.int32(1), RUNS)}
+            faults |= {
+                "2": (2, REFUSED),
+                "True": (True, REFUSED),
+                "0": (0, RUNS),
+                "int32": (np.int32(MODES[name][1]), RUNS),
+            }
         elif name in kernel.accs:
             faults |= {
                 "2": (2, REFUSED),

@@ -59,6 +59,32 @@ def test_same_bits_for_any_number_of_threads(name, native):
             harness.assert_same_bits(f"{case}: 1 and {threads} threads", alone, harness.execute(case, native, threads))
 
 
+FEW_HEADS = dict(B=1, T=450, NH=2, KVH=1, HS=20)  # three blocks of keys, fewer heads than threads
+ATTENTION_KERNELS = [name for name in KERNELS if name.startswith("attention")]
+
+
+@BY_ISA
+@pytest.mark.parametrize("BF16", [0, 1], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", ATTENTION_KERNELS)
+def test_few_heads_have_the_same_bits_on_every_route(name, BF16, native):
+    """Backward alone takes a head at a time; more threads than heads take blocks of keys, then chunks of queries."""
+    case = Case(name, tuple((FEW_HEADS | {"BF16": BF16}).items()), acc=BF16)
+    alone = harness.execute(case, native, 1)
+    for threads in (*range(2, 9), 16, 64) if native.name == "c" else (2, 3):
+        harness.assert_same_bits(f"{case}: 1 and {threads} threads", alone, harness.execute(case, native, threads))
+
+
+@BY_ISA
+@pytest.mark.parametrize("QB, KB", [(16, 16), (16, 192), (64, 64), (48, 80), (128, 176), (512, 32)])
+@pytest.mark.parametrize("name", ATTENTION_KERNELS)
+def test_tiles_change_no_bit(name, QB, KB, native):
+    for BF16 in (0, 1):
+        sizes = FEW_HEADS | {"T": 261, "BF16": BF16}
+        one, other = (Case(name, tuple((sizes | tiles).items()), p_drop=0.2) for tiles in ({}, {"QB": QB, "KB": KB}))
+        for threads in (1, 3):
+            harness.assert_same_bits(f"{other}", *(harness.execute(case, native, threads) for case in (one, other)))
+
+
 @BY_ISA
 @BY_KERNEL
 def test_same_bits_wherever_the_arrays_lie(name, native):

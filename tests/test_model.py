@@ -384,6 +384,19 @@ def test_batches_are_checked():
         Model(ODD, attention="fast")
 
 
+def test_tiles_are_chosen_by_name():
+    x, y = batch()
+    _loss, wanted = gradients(random_model(), x, y)
+    model = random_model(attention="flash:16x48")
+    assert [(c.numbers["QB"], c.numbers["KB"]) for c in model.program(*x.shape).calls if "QB" in c.numbers][0] == (16, 48)
+    assert np.array_equal(gradients(model, x, y)[1].view(np.int32), wanted.view(np.int32))
+    for name in ("flash:", "flash:64", "flash:0x64", "flash:64x208", "flash:63x64", "flash:QxK"):
+        with pytest.raises(UsageError, match=f"attention '{name}': .* multiples of 16, at most flash:512x192"):
+            Model(ODD, attention=name)
+    with pytest.raises(UsageError, match="choose from flash, standard, flash:QxK"):
+        Model(ODD, attention="standard:64x64")
+
+
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     st.integers(1, 3),

@@ -12,12 +12,13 @@ from gpt2flat.arch import gpt2
 from gpt2flat.errors import KernelArgError
 from gpt2flat.inspection.listing import as_code, is_again, listing
 from gpt2flat.kernels import backend, run
-from gpt2flat.kernels.ops import KERNELS
+from gpt2flat.kernels.ops import KERNELS, MODES
 from gpt2flat.memory.arena import Arena
 from gpt2flat.memory.layout import Layout, Row
 from gpt2flat.program import Program, Step
 
 GOLDEN = Path(__file__).parent / "golden_program.txt"
+NO_MODES = dict.fromkeys(MODES, 0)
 SHAPE = GPT2Config(block_size=24, vocab_size=97, n_layer=2, n_head=2, n_embd=32)
 
 
@@ -74,7 +75,7 @@ class Rig:
     """A program of any tables, bound to an arena of its own."""
 
     def __init__(self, head, block, tail, params, acts, dims, threads=1, recompute=0):
-        self.kernels, dims = backend(), {**dims, "BF16": 0, "NT": threads}
+        self.kernels, dims = backend(), {**dims, **NO_MODES, "NT": threads}
         self.program = Program(head, block, tail, params, acts, dims, self.kernels, recompute)
         state = Layout.plan(params, dims)
         arena = Arena(state.floats)
@@ -172,7 +173,7 @@ def test_acc_of_a_tensor_with_two_readers():
 
 def refuse(match, head=gpt2.HEAD, block=gpt2.PLAIN, tail=gpt2.TAIL, params=gpt2.PARAMS, acts=gpt2.ACTS):
     with pytest.raises(KernelArgError, match=match):
-        Program(head, block, tail, params, acts, {**DIMS, "BF16": 0, "NT": 1}, backend())
+        Program(head, block, tail, params, acts, {**DIMS, **NO_MODES, "NT": 1}, backend())
 
 
 def changed(index, **names):

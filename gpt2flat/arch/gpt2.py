@@ -2,9 +2,11 @@
 
 Nothing here runs. A row or step changed here changes sizes, checkpoints, listings, pictures and training alike."""
 
+import re
 from dataclasses import dataclass
 
 from ..errors import UsageError
+from ..kernels.ops import MODES
 from ..memory.layout import Layout, Row
 from ..program import Step
 
@@ -161,9 +163,23 @@ TAIL = (
 
 def block(attention: str, fused: bool = True) -> tuple[Step, ...]:
     """FUSED or PLAIN with the chosen attention. Raises UsageError for an unknown name."""
-    if not isinstance(attention, str) or attention not in ATTENTION:
-        raise UsageError(f"attention {attention!r}: choose from {', '.join(ATTENTION)}")
-    return tuple(ATTENTION[attention] if step is ATTENTION["flash"] else step for step in (FUSED if fused else PLAIN))
+    name = attention.partition(":")[0] if tile_sizes(attention)["QB"] else attention
+    return tuple(ATTENTION[name] if step is ATTENTION["flash"] else step for step in (FUSED if fused else PLAIN))
+
+
+def tile_sizes(attention: str) -> dict[str, int]:
+    """{"QB": 64, "KB": 192} of "flash:64x192", queries x keys of a tile; 0 leaves them to the kernel. No bit depends on them.
+    Raises UsageError."""
+    if not isinstance(attention, str) or not (attention in ATTENTION or attention.startswith("flash:")):
+        raise UsageError(f"attention {attention!r}: choose from {', '.join(ATTENTION)}, flash:QxK")
+    found = re.fullmatch(r"flash:(\d{1,4})x(\d{1,4})", attention, re.ASCII)
+    sizes = {name: int(found[i]) if found else 0 for i, name in enumerate(("QB", "KB"), 1)}
+    if ":" in attention and not all(sizes[name] and sizes[name] in MODES[name] for name in sizes):
+        most = "x".join(str(MODES[name][-1]) for name in sizes)
+        raise UsageError(
+            f"attention {attention!r}: the queries and keys of a tile are multiples of 16, at most flash:{most}"
+        )
+    return sizes
 
 
 # name: n_layer, n_head, n_embd (llm.c's descriptors d6 .. and gpt2:d6 ..)

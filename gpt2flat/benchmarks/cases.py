@@ -50,7 +50,9 @@ class Case:
     def __str__(self) -> str:
         flags = [acc for acc, on in self.accs.items() if on]
         sizes = [f"{dim}{size}" for dim, size in self.dims.items() if dim not in MODES]
-        return " ".join([*sizes, *(mode for mode in MODES if self.dims.get(mode)), *flags])
+        return " ".join(
+            [*sizes, *(f"{mode}{n if n > 1 else ''}" for mode in MODES if (n := self.dims.get(mode))), *flags]
+        )
 
 
 def step_cases(config: gpt2.GPT2Config, B: int, T: int, kernels, precision: str = "fp32") -> list[Case]:

@@ -49,13 +49,13 @@ def query_at(b, h, T, NH, KVH, HS):
     return (b * T * (NH + 2 * KVH) + h) * HS
 
 
-def attention_scratch(B, T, NH, KVH, HS, BF16, NT):
+def attention_scratch(B, T, NH, KVH, HS, BF16, QB, KB, NT):
     """Per worker: blocks of k and v transposed, tiles p and dp, the unscaled out of a tile, its maxima and sums."""
     return NT * (2 * HS * KEYS + 2 * QUERIES * KEYS + QUERIES * HS + 2 * QUERIES)
 
 
-def attention_standard_scratch(B, T, NH, KVH, HS, BF16, NT):
-    return attention_scratch(B, T, NH, KVH, HS, BF16, NT)
+def attention_standard_scratch(B, T, NH, KVH, HS, BF16, QB, KB, NT):
+    return attention_scratch(B, T, NH, KVH, HS, BF16, QB, KB, NT)
 
 
 @serial
@@ -121,7 +121,7 @@ def forward_tile(out, lse, inp, p_drop, key_drop, scratch, w, bh, i0, T, NH, KVH
 
 
 @parallel
-def attention_forward(out, lse, inp, p_drop, key_drop, scratch, B, T, NH, KVH, HS, BF16, NT):
+def attention_forward(out, lse, inp, p_drop, key_drop, scratch, B, T, NH, KVH, HS, BF16, QB, KB, NT):
     tiles = (T + QUERIES - 1) // QUERIES
     for worker in prange(NT):
         lanes = np.empty(16, np.float32)
@@ -203,7 +203,9 @@ def backward(dinp, dout, out, lse, att, inp, flash, p_drop, key_drop, scratch, B
 
 
 @serial
-def attention_backward(dinp, dout, out, lse, inp, p_drop, key_drop, scratch, B, T, NH, KVH, HS, BF16, NT, acc_inp):
+def attention_backward(
+    dinp, dout, out, lse, inp, p_drop, key_drop, scratch, B, T, NH, KVH, HS, BF16, QB, KB, NT, acc_inp
+):
     backward(dinp, dout, out, lse, lse[:0], inp, i64(1), p_drop, key_drop, scratch, B, T, NH, KVH, HS, BF16, NT, acc_inp)
 
 
@@ -256,7 +258,7 @@ def standard_tile(out, scores, att, inp, p_drop, key_drop, scratch, w, bh, i0, T
 
 
 @parallel
-def attention_standard_forward(out, scores, att, inp, p_drop, key_drop, scratch, B, T, NH, KVH, HS, BF16, NT):
+def attention_standard_forward(out, scores, att, inp, p_drop, key_drop, scratch, B, T, NH, KVH, HS, BF16, QB, KB, NT):
     tiles = (T + QUERIES - 1) // QUERIES
     for worker in prange(NT):
         lanes = np.empty(16, np.float32)
@@ -269,6 +271,6 @@ def attention_standard_forward(out, scores, att, inp, p_drop, key_drop, scratch,
 
 @serial
 def attention_standard_backward(
-    dinp, dout, out, att, inp, p_drop, key_drop, scratch, B, T, NH, KVH, HS, BF16, NT, acc_inp
+    dinp, dout, out, att, inp, p_drop, key_drop, scratch, B, T, NH, KVH, HS, BF16, QB, KB, NT, acc_inp
 ):  # fmt: skip
     backward(dinp, dout, out, att[:0], att, inp, i64(0), p_drop, key_drop, scratch, B, T, NH, KVH, HS, BF16, NT, acc_inp)

@@ -103,9 +103,10 @@ def _check_values(name: str, tensors: Tensors, dims: dict[str, int]) -> None:
     """The index and dim conditions of the contracts in csrc/kernels.h."""
     if not 1 <= dims["NT"] <= MAX_THREADS:
         raise KernelArgError(f"{name}: NT = {dims['NT']} threads, expected 1 to {MAX_THREADS}")
-    for mode in MODES:
-        if dims[mode] not in (0, 1):
-            raise KernelArgError(f"{name}: {mode} = {dims[mode]}, expected 0 or 1")
+    for mode, allowed in MODES.items():
+        if dims[mode] not in allowed:
+            words = "0 or 1" if len(allowed) == 2 else f"a multiple of {allowed.step} up to {allowed[-1]}"
+            raise KernelArgError(f"{name}: {mode} = {dims[mode]}, expected {words}")
     for small, large in (("T", "maxT"), ("V", "Vp"), ("KVH", "NH")):
         if small in dims and large in dims and not 0 < dims[small] <= dims[large]:
             raise KernelArgError(f"{name}: {small} = {dims[small]}, expected 1 to {large} = {dims[large]}")

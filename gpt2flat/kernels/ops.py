@@ -11,7 +11,8 @@ from typing import NamedTuple
 from ..memory import axes as ax
 
 F32, I32 = "f32", "i32"
-MODES = ("BF16",)  # dims that no shape tells: how a kernel computes, 0 unless asked for
+# dims that no shape tells: how a kernel computes, 0 unless asked for; their values
+MODES = {"BF16": range(2), "QB": range(0, 513, 16), "KB": range(0, 193, 16)}
 READ, UPDATE, WRITE = range(3)  # what a kernel does to an array; of csrc/kernels.h, stream
 
 
@@ -152,7 +153,7 @@ def _parse(text: str, role: str) -> tuple[Arg, ...]:
 
 
 _ATTENTION = dict(
-    dims="B T NH KVH HS BF16",
+    dims="B T NH KVH HS BF16 QB KB",
     written="out[B*T, NH*HS]",
     read="inp[B*T, (NH+2*KVH)*HS]",
     knob="p_drop[1] key_drop:i[1]",

@@ -53,7 +53,7 @@ class Setting:
     def check(self, value) -> None:
         """Raises UsageError for a value out of range."""
         outside = (
-            (self.choices and value not in self.choices)
+            (self.choices and re.sub(r":\d+x\d+$", ":QxK", value) not in self.choices)
             or (self.low is not None and not value >= self.low)  # `not >=` is true of NaN
             or (self.high is not None and not value <= self.high)
             or (self.below is not None and not value < self.below)
@@ -152,8 +152,9 @@ SETTINGS = {s.name: s for s in (
     S("sample_tokens",     "g", int,   64,         160,      "tokens per sample", low=1),
     S("sample_prompt",     "",  str,   None,       None,     "text that samples go on from"),
     S("log_every",         "",  int,   1,          50,       "print a line for every so many updates; 0: none", low=0),
-    S("attention",         "",  str,   "flash",    "flash",  "standard keeps the matrices, to look at",
-      choices=("flash", "standard")),
+    S("attention",         "",  str,   "flash",    "flash",
+      "standard keeps the matrices, to look at; QxK: queries and keys of a tile",
+      choices=("flash", "flash:QxK", "standard")),
     S("precision",         "",  str,   "fp32",     "fp32",
       "bf16: matrix products round their inputs, and add in float32; auto: what is faster here", choices=("fp32", "bf16", "auto")),
     S("recompute",         "r", int,   0,          0,
