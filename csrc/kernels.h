@@ -71,7 +71,8 @@ int64_t gelu_linear_scratch(int64_t N, int64_t C, int64_t OC, int64_t BF16, int6
 // attention (flash, causal): per head out = softmax(q k^T / sqrt(HS)) v; query head h reads key/value head h / (NH / KVH)
 //   out (B*T, NH*HS)  lse (B,NH,T)  inp (B*T, (NH + 2*KVH)*HS): q heads | k heads | v heads
 //   p_drop (1), key_drop (1): each probability is kept with 1 - p_drop and scaled by 1 / (1 - p_drop); 0 costs nothing
-//   QB, KB: queries and keys of a tile, multiples of 16 up to 512 and 192; 0 = as the kernel likes. They change no bit.
+//   QB, KB: queries and (of backward; forward takes its blocks of 192) keys of a tile, multiples of 16 up to 512 and 192;
+//   0 = as the kernel likes. They change no bit.
 //   forward parallel over B NH and chunks of queries, backward over B KVH or, where these are few, over blocks of keys for dk,
 //   dv and chunks of queries for dq; arXiv 2307.08691
 //   scores: chain over HS; per row online softmax of the scaled scores over ascending blocks of 192 keys: max, sum tree16;

@@ -1,4 +1,4 @@
-"""Causal attention, flash and standard, by the tiles of csrc/attention.c: only the masked half is skipped.
+"""Causal attention, flash and standard, by tiles of a fixed size (QB and KB change nothing): the masked half is skipped.
 
 Keys and values lie as rows of HS, so a block of them is transposed once and then swept like any B (gemm.py)."""
 
