@@ -25,19 +25,22 @@ int64_t last_team(void) { return latest_team; }
 #include <sys/syscall.h>
 #include <unistd.h>
 
-void team_threads(int64_t *threads, int64_t *cpus, int64_t NT) {
+int64_t this_cpu(void) {
+    unsigned cpu;
+    return syscall(SYS_getcpu, &cpu, 0, 0) == 0 ? (int64_t)cpu : -1;
+}
+static int64_t this_thread(void) { return syscall(SYS_gettid); }
+#else
+int64_t this_cpu(void) { return -1; }
+static int64_t this_thread(void) { return -1; }
+#endif
+
+void team_threads(int64_t *threads, int64_t NT) {
     PARALLEL(NT) {
-        unsigned cpu = 0;
         share(0);
-        threads[rank()] = syscall(SYS_gettid);
-        cpus[rank()] = syscall(SYS_getcpu, &cpu, 0, 0) == 0 ? (int64_t)cpu : -1;
+        threads[rank()] = this_thread();
     }
 }
-#else
-void team_threads(int64_t *threads, int64_t *cpus, int64_t NT) {
-    for (int64_t i = 0; i < NT; i++) threads[i] = cpus[i] = -1;
-}
-#endif
 
 int64_t has_openmp(void) {
 #ifdef _OPENMP

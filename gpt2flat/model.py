@@ -14,7 +14,7 @@ from .data.mt19937 import Stream, normal_
 from .data.tokens import as_ids
 from .errors import FLOAT32_END, DataError, KernelArgError, NonFiniteError, UsageError, require_number
 from .formats import checkpoint
-from .kernels import backend, default_threads, place_workers
+from .kernels import Placement, backend, default_threads
 from .kernels.ops import OPS
 from .memory import axes as ax
 from .memory.arena import HEADER_FLOATS, STATE, WORK, Arena
@@ -90,7 +90,7 @@ class Model:
         self._block = gpt2.block(attention, self.fused)
         self.threads = default_threads(threads).count
         self.kernels = kernels or backend()
-        place_workers(self.kernels, self.threads)
+        self._placement = Placement(self.kernels, self.threads)
         self._state = Layout.plan(gpt2.PARAMS, config.dims())
         self.arena = Arena(self._state.floats)
         self.params, self.grads, self.m, self.v = (
@@ -247,6 +247,7 @@ class Model:
 
     def _run(self, calls: list[Call]) -> None:
         self.kernels.ready()
+        self._placement.keep()
         for call in calls:
             call()
             if self.trace:

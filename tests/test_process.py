@@ -89,28 +89,45 @@ def test_threads_are_physical_cores_within_the_quota(monkeypatch):
         assert kernels.default_threads().count == 1
 
 
-def test_each_worker_has_a_core_of_its_own_and_the_caller_is_free(monkeypatch):
-    class Team:
-        def team(self, threads):
-            return [(10, 3), (11, 3), (12, 0)][:threads]
+class Team:
+    """Kernels whose caller is on CPU 3 of six."""
 
-    bound = {}
+    at = 3
+
+    def team(self, count):
+        return [10, 11, 12][:count]
+
+    def cpu(self):
+        return self.at
+
+
+def test_each_worker_has_a_core_of_its_own_and_the_caller_is_free(monkeypatch):
+    bound = []
     monkeypatch.setattr(threads, "_cores", lambda: [{0, 1}, {2, 3}, {4, 5}])
-    monkeypatch.setattr(threads.os, "sched_setaffinity", lambda who, cpus: who and bound.update({who: cpus}), raising=False)
+    monkeypatch.setattr(threads.os, "sched_setaffinity", lambda who, cpus: bound.append((who, cpus)), raising=False)
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda who: {0, 1, 2, 3, 4, 5}, raising=False)
     for name in threads.BINDING:
         monkeypatch.delenv(name, raising=False)
-    assert threads.place_workers(Team(), 3) == bound == {11: {0, 1}, 12: {4, 5}}  # not the core of rank 0
+    kernels = Team()
+    placement = threads.Placement(kernels, 3)
+    assert placement.workers == {11: {0, 1}, 12: {4, 5}} == dict(bound)  # not the core of the caller
+    placement.keep()
+    assert len(bound) == 2
+    kernels.at = 4  # the system has put the caller beside a worker
+    placement.keep()
+    assert bound[2:] == [(0, {2, 3}), (0, {0, 1, 2, 3, 4, 5})]
     bound.clear()
-    assert threads.place_workers(Team(), 2) == {} and threads.place_workers(Team(), 1) == {}  # cores to spare: the system knows better
+    for count in (1, 2):  # cores to spare: the system knows better
+        assert threads.Placement(kernels, count).workers == {}
     monkeypatch.setenv("OMP_PROC_BIND", "false")
-    assert threads.place_workers(Team(), 3) == {} == bound  # the user's word
+    assert threads.Placement(kernels, 3).workers == {} and not bound  # the user's word
     monkeypatch.delenv("OMP_PROC_BIND")
 
     def forbidden(*_):
         raise PermissionError("no")
 
     monkeypatch.setattr(threads.os, "sched_setaffinity", forbidden, raising=False)
-    assert threads.place_workers(Team(), 3) == {}
+    assert threads.Placement(kernels, 3).workers == {}
 
 
 TEAM = """
@@ -120,11 +137,11 @@ from gpt2flat.kernels import backend, threads
 free = os.sched_getaffinity(0)
 threads._cores = lambda: [free, {min(free)}, {min(free)}]  # the caller is on the first
 before = set(os.listdir("/proc/self/task"))
-Model.init("tiny", threads=3)
+model = Model.init("tiny", threads=3)
 workers = set(os.listdir("/proc/self/task")) - before
 assert len(workers) >= 2 and os.sched_getaffinity(0) == free, (workers, os.sched_getaffinity(0))
-team = backend().team(3)
-assert team[0][0] == os.getpid() and {cpu for _, cpu in team} <= free
+assert backend().team(3)[0] == os.getpid() and backend().cpu() in free
+assert set(model._placement.workers) <= {int(worker) for worker in workers}
 print(sum(os.sched_getaffinity(int(worker)) == {min(free)} for worker in workers))
 """
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import KernelArgError
-from ..kernels import place_workers, run
+from ..kernels import Placement, run
 from ..kernels.ops import READ, UPDATE, WRITE, Move
 from ..memory.arena import flat
 from ..memory.limits import available_memory
@@ -83,7 +83,7 @@ class Machine:
 
     def __init__(self, kernels, threads: int):
         self.kernels, self.threads = kernels, threads
-        place_workers(kernels, threads)
+        Placement(kernels, threads)
         modes = (False, True) if kernels.multiplies_bf16 else (False,)
         self.timed = {bf16: Timed(_ready(kernels.peak_round(threads, bf16)), PEAK_WINDOW) for bf16 in modes}
 

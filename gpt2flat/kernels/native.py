@@ -89,12 +89,16 @@ class Native:
         """Threads that worked in the latest kernel."""
         return self.lib.last_team()
 
-    def team(self, threads: int) -> list[tuple[int, int]]:
-        """The system's id of each thread of a team and the CPU it is on, by rank; empty where the system does not tell."""
-        ids, cpus = np.full(threads, -1), np.full(threads, -1)
+    def team(self, threads: int) -> list[int]:
+        """The system's id of each thread of a team, by rank; empty where the system does not tell."""
+        ids = np.full(threads, -1)
         self.ready()
-        self.lib.team_threads(*(self.ffi.from_buffer("int64_t[]", view) for view in (ids, cpus)), threads)
-        return list(zip(ids.tolist(), cpus.tolist())) if ids.min() >= 0 else []
+        self.lib.team_threads(self.ffi.from_buffer("int64_t[]", ids), threads)
+        return ids.tolist() if ids.min() >= 0 else []
+
+    def cpu(self) -> int:
+        """The CPU that the calling thread is on; -1 where the system does not tell."""
+        return self.lib.this_cpu()
 
     def bind(self, kernel: Kernel, tensors: dict[str, np.ndarray | None], numbers: dict[str, int]):
         """The kernel with its arguments put in: a callable without arguments. Keeps the buffers alive. Shapes are the caller's duty."""

@@ -62,29 +62,34 @@ def _core_of(cpu: int):
         return cpu
 
 
-def place_workers(kernels, threads: int) -> dict[int, set[int]]:
-    """Gives each worker thread of the kernels a physical core of its own, if there are just as many as threads; returns
-    thread id -> CPUs.
+class Placement:
+    """Keeps each thread of the kernels on a physical core of its own, if there are just as many cores as threads.
 
     Linux wakes a thread beside the one that woke it, and two that wait for each other in turn were seen to share a core of
-    two for ten seconds, at half the speed. The calling thread stays free, and so does what it starts later."""
-    cores = _cores()
-    if threads < 2 or len(cores) != threads or any(os.environ.get(name) for name in BINDING):
-        return {}
-    team = kernels.team(threads)  # (thread id, CPU) by rank; what cannot tell has none
-    taken = next((core for core in cores if team and team[0][1] in core), None)
-    if len(team) != threads or taken is None or not hasattr(os, "sched_setaffinity"):
-        return {}
-    cores.remove(taken)
-    placed, free = {}, set(affinity())
-    try:
-        os.sched_setaffinity(0, taken)  # for a moment, so that it leaves the cores of the workers
-        for (worker, _), core in zip(team[1:], cores):
-            os.sched_setaffinity(worker, core)
-            placed[worker] = core
-    except OSError:  # a system that forbids it still runs
-        pass
-    finally:
-        with contextlib.suppress(OSError):
-            os.sched_setaffinity(0, free)
-    return placed
+    two for ten seconds, at half the speed. Workers are bound; the calling thread is moved off their cores by `keep`, but
+    stays free, and so does what it starts later. workers: thread id -> CPUs, empty where nothing was placed."""
+
+    def __init__(self, kernels, threads: int):
+        self._cpu, self.workers, self._home = kernels.cpu, {}, set()
+        cores = _cores()
+        if threads < 2 or len(cores) != threads or any(os.environ.get(name) for name in BINDING):
+            return
+        team = kernels.team(threads)  # thread ids by rank; empty where the system does not tell
+        if len(team) != threads or not hasattr(os, "sched_setaffinity"):
+            return
+        here = self._cpu()
+        cores.sort(key=lambda core: here not in core)  # the caller's first
+        self._home = cores[0]
+        with contextlib.suppress(OSError):  # a system that forbids it still runs
+            for worker, core in zip(team[1:], cores[1:]):
+                os.sched_setaffinity(worker, core)
+                self.workers[worker] = core
+        self.keep()
+
+    def keep(self) -> None:
+        """Moves the calling thread off the cores of the workers, if the system has put it there."""
+        if self.workers and self._cpu() not in self._home:
+            with contextlib.suppress(OSError):
+                free = os.sched_getaffinity(0)
+                os.sched_setaffinity(0, self._home)
+                os.sched_setaffinity(0, free)
