@@ -246,12 +246,11 @@ class Model:
     # -- the passes ----------------------------------------------------------------------------------------------------
 
     def _run(self, calls: list[Call]) -> None:
-        self.kernels.ready()
-        self._placement.keep()
-        for call in calls:
-            call()
-            if self.trace:
-                self._check_finite(call)
+        with self._placement:
+            for call in calls:
+                call()
+                if self.trace:
+                    self._check_finite(call)
 
     def _check_finite(self, call: Call) -> None:
         for arg in call.written:
@@ -324,8 +323,8 @@ class Model:
     def grad_norm(self) -> float:
         """The Euclidean norm of all gradients."""
         self._need_plan("grad_norm")
-        self.kernels.ready()
-        self._norm()
+        with self._placement:
+            self._norm()
         return float(self.scratch["norm"][0])
 
     def update(self, lr: float = 1e-4, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0,
@@ -346,8 +345,9 @@ class Model:
                       grad_scale=min(1.0, grad_clip / norm) if grad_clip and norm else 1.0)  # fmt: skip
         for name, value in values.items():
             self.scratch[name][0] = value
-        for adamw in self._adamw[decay_all]:
-            adamw()
+        with self._placement:
+            for adamw in self._adamw[decay_all]:
+                adamw()
         self.t, self._last = t, None
         return norm
 

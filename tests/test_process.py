@@ -100,6 +100,9 @@ class Team:
     def cpu(self):
         return self.at
 
+    def ready(self):
+        pass
+
 
 def test_each_worker_has_a_core_of_its_own_and_the_caller_is_free(monkeypatch):
     bound = []
@@ -111,11 +114,13 @@ def test_each_worker_has_a_core_of_its_own_and_the_caller_is_free(monkeypatch):
     kernels = Team()
     placement = threads.Placement(kernels, 3)
     assert placement.workers == {11: {0, 1}, 12: {4, 5}} == dict(bound)  # not the core of the caller
-    placement.keep()
     assert len(bound) == 2
-    kernels.at = 4  # the system has put the caller beside a worker
-    placement.keep()
-    assert bound[2:] == [(0, {2, 3}), (0, {0, 1, 2, 3, 4, 5})]
+    with placement:
+        assert bound[2:] == [(0, {2, 3})]
+    assert bound[3:] == [(0, {0, 1, 2, 3, 4, 5})]
+    with pytest.raises(KeyboardInterrupt), placement:
+        raise KeyboardInterrupt
+    assert bound[-1] == (0, {0, 1, 2, 3, 4, 5})
     bound.clear()
     for count in (1, 2):  # cores to spare: the system knows better
         assert threads.Placement(kernels, count).workers == {}

@@ -83,9 +83,8 @@ class Machine:
 
     def __init__(self, kernels, threads: int):
         self.kernels, self.threads = kernels, threads
-        Placement(kernels, threads)
         modes = (False, True) if kernels.multiplies_bf16 else (False,)
-        self.timed = {bf16: Timed(_ready(kernels.peak_round(threads, bf16)), PEAK_WINDOW) for bf16 in modes}
+        self.timed = {bf16: Timed(placed(kernels.peak_round(threads, bf16), kernels, threads), PEAK_WINDOW) for bf16 in modes}
 
     def measure_peak(self, bf16: bool = False, windows: int = WINDOWS) -> float:
         """Flops per second of independent FMAs in registers, the best window so far."""
@@ -126,7 +125,7 @@ class Stream:
     def on(self, kernels, threads: int) -> Callable[[int], object]:
         """A callable (rounds)."""
         out = np.zeros(16 * threads, np.float32)
-        return _ready(kernels.stream_round(out, self.data, self.ranges, threads))
+        return placed(kernels.stream_round(out, self.data, self.ranges, threads), kernels, threads)
 
 
 def repeated(call: Callable[[], object]) -> Callable[[int], None]:
@@ -139,9 +138,16 @@ def repeated(call: Callable[[], object]) -> Callable[[int], None]:
     return run_rounds
 
 
-def _ready(run_rounds: Callable[[int], object]) -> Callable[[int], object]:
-    run_rounds(0)  # the twins compile here, outside of any window
-    return run_rounds
+def placed(run_rounds: Callable[[int], object], kernels, threads: int) -> Callable[[int], object]:
+    """The same on cores of its own, as a model runs; the twins compile here, outside of any window."""
+    placement = Placement(kernels, threads)
+
+    def run_placed(rounds: int) -> None:
+        with placement:
+            run_rounds(rounds)
+
+    run_placed(0)
+    return run_placed
 
 
 def measure_peak(kernels, threads: int) -> float:
@@ -184,7 +190,7 @@ def faster_precision(kernels, threads: int) -> str:
         for _ in range(rounds):
             run("linear_forward", out=y, inp=x, weight=w, BF16=mode, threads=threads, kernels=kernels)
 
-    laps = {name: Timed(partial(product, mode), window=0.0) for mode, name in enumerate(("fp32", "bf16"))}
+    laps = {name: Timed(placed(partial(product, mode), kernels, threads), window=0.0) for mode, name in enumerate(("fp32", "bf16"))}
     for _ in range(7):
         for timed in laps.values():
             timed.sample()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ..kernels import run
 from .cases import Arguments, Case
-from .machine import WINDOW, Machine, Timed, Times, repeated
+from .machine import Machine, Timed, Times, WINDOW, placed, repeated
 from .peers import Peer, PeerRow, remotes
 
 TOLERANCE = 0.03  # by so much a share may exceed 1: clocks and neighbours change between two windows
@@ -73,7 +73,7 @@ def measure(
         run(case.kernel.name, kernels=machine.kernels, **arguments.views, **arguments.numbers)  # checks everything
         threads[machine] = machine.team
         call = machine.kernels.bind(case.kernel, arguments.views, arguments.numbers)
-        timed[machine] = Timed(repeated(call), window)
+        timed[machine] = Timed(placed(repeated(call), machine.kernels, machine.threads), window)
     visits = [arguments.stream.on(kernels, machines[0].threads) for kernels in memory]
     streams = [Timed(visit, max(window, WINDOW)) for visit in visits]  # as long, or what disturbs would differ
     others = remotes(peers, case.kernel.name, case.dims, window)

@@ -65,31 +65,38 @@ def _core_of(cpu: int):
 class Placement:
     """Keeps each thread of the kernels on a physical core of its own, if there are just as many cores as threads.
 
-    Linux wakes a thread beside the one that woke it, and two that wait for each other in turn were seen to share a core of
-    two for ten seconds, at half the speed. Workers are bound; the calling thread is moved off their cores by `keep`, but
-    stays free, and so does what it starts later. workers: thread id -> CPUs, empty where nothing was placed."""
+    Systems wake a thread beside the one that woke it, and some virtual machines pack threads on few CPUs: two that wait for
+    each other in turn were seen to share one core of two for minutes, at half the speed. Workers are bound for good, the calling
+    thread only inside of `with placement:`, so that what it starts elsewhere is free. workers: thread id -> CPUs, empty where
+    nothing was placed."""
 
     def __init__(self, kernels, threads: int):
-        self._cpu, self.workers, self._home = kernels.cpu, {}, set()
+        self._kernels, self.workers, self._home, self._free = kernels, {}, None, None
         cores = _cores()
         if threads < 2 or len(cores) != threads or any(os.environ.get(name) for name in BINDING):
             return
         team = kernels.team(threads)  # thread ids by rank; empty where the system does not tell
         if len(team) != threads or not hasattr(os, "sched_setaffinity"):
             return
-        here = self._cpu()
+        here = kernels.cpu()
         cores.sort(key=lambda core: here not in core)  # the caller's first
-        self._home = cores[0]
         with contextlib.suppress(OSError):  # a system that forbids it still runs
             for worker, core in zip(team[1:], cores[1:]):
                 os.sched_setaffinity(worker, core)
                 self.workers[worker] = core
-        self.keep()
+            self._home = cores[0]
 
-    def keep(self) -> None:
-        """Moves the calling thread off the cores of the workers, if the system has put it there."""
-        if self.workers and self._cpu() not in self._home:
+    def __enter__(self) -> None:
+        """Before kernels run. Raises ForkError in a child forked after kernels had run."""
+        self._kernels.ready()
+        if self._home:
             with contextlib.suppress(OSError):
                 free = os.sched_getaffinity(0)
                 os.sched_setaffinity(0, self._home)
-                os.sched_setaffinity(0, free)
+                self._free = free
+
+    def __exit__(self, *_) -> None:
+        if self._free:
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(0, self._free)
+            self._free = None
