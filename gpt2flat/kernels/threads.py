@@ -76,7 +76,7 @@ class Placement:
         if threads < 2 or len(cores) != threads or any(os.environ.get(name) for name in BINDING):
             return
         team = kernels.team(threads)  # thread ids by rank; empty where the system does not tell
-        if len(team) != threads or not hasattr(os, "sched_setaffinity"):
+        if len(team) != threads or not (hasattr(os, "sched_getaffinity") and hasattr(os, "sched_setaffinity")):
             return
         here = kernels.cpu()
         cores.sort(key=lambda core: here not in core)  # the caller's first
