@@ -25,13 +25,8 @@ int64_t last_team(void) { return latest_team; }
 #include <sys/syscall.h>
 #include <unistd.h>
 
-int64_t this_cpu(void) {
-    unsigned cpu;
-    return syscall(SYS_getcpu, &cpu, 0, 0) == 0 ? (int64_t)cpu : -1;
-}
 static int64_t this_thread(void) { return syscall(SYS_gettid); }
 #else
-int64_t this_cpu(void) { return -1; }
 static int64_t this_thread(void) { return -1; }
 #endif
 

@@ -90,15 +90,10 @@ def test_threads_are_physical_cores_within_the_quota(monkeypatch):
 
 
 class Team:
-    """Kernels whose caller is on CPU 3 of six."""
-
-    at = 3
+    """Kernels whose threads are 10 (the caller), 11, 12."""
 
     def team(self, count):
         return [10, 11, 12][:count]
-
-    def cpu(self):
-        return self.at
 
     def ready(self):
         pass
@@ -113,50 +108,75 @@ def test_each_worker_has_a_core_of_its_own_and_the_caller_is_free(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     kernels = Team()
     placement = threads.Placement(kernels, 3)
-    assert placement.workers == {11: {0, 1}, 12: {4, 5}} == dict(bound)  # not the core of the caller
-    assert len(bound) == 2
+    assert not bound
     with placement:
-        assert bound[2:] == [(0, {2, 3})]
-    assert bound[3:] == [(0, {0, 1, 2, 3, 4, 5})]
+        assert bound == [(11, {2, 3}), (12, {4, 5}), (0, {0, 1})]
+    assert placement.workers == {11: {2, 3}, 12: {4, 5}} and bound[3:] == [(0, {0, 1, 2, 3, 4, 5})]
+    with placement:  # the workers are bound already
+        assert bound[4:] == [(0, {0, 1})]
     with pytest.raises(KeyboardInterrupt), placement:
         raise KeyboardInterrupt
     assert bound[-1] == (0, {0, 1, 2, 3, 4, 5})
     bound.clear()
     for count in (1, 2):  # cores to spare: the system knows better
-        assert threads.Placement(kernels, count).workers == {}
+        with threads.Placement(kernels, count):
+            assert not bound
+    with monkeypatch.context() as narrowed:
+        narrowed.setattr(threads.os, "sched_getaffinity", lambda who: {4, 5}, raising=False)
+        with threads.Placement(kernels, 3):  # another took the caller's core away since
+            assert not bound
+    bound.clear()
     monkeypatch.setenv("OMP_PROC_BIND", "false")
-    assert threads.Placement(kernels, 3).workers == {} and not bound  # the user's word
+    with threads.Placement(kernels, 3):  # the user's word
+        assert not bound
     monkeypatch.delenv("OMP_PROC_BIND")
 
     def forbidden(*_):
         raise PermissionError("no")
 
     monkeypatch.setattr(threads.os, "sched_setaffinity", forbidden, raising=False)
-    assert threads.Placement(kernels, 3).workers == {}
+    with threads.Placement(kernels, 3):
+        assert not bound
 
 
 TEAM = """
-import os
+import os, threading
 from gpt2flat import Model
 from gpt2flat.kernels import backend, threads
 free = os.sched_getaffinity(0)
-threads._cores = lambda: [free, {min(free)}, {min(free)}]  # the caller is on the first
-before = set(os.listdir("/proc/self/task"))
-model = Model.init("tiny", threads=3)
-workers = set(os.listdir("/proc/self/task")) - before
-assert len(workers) >= 2 and os.sched_getaffinity(0) == free, (workers, os.sched_getaffinity(0))
-assert backend().team(3)[0] == os.getpid() and backend().cpu() in free
-assert set(model._placement.workers) <= {int(worker) for worker in workers}
-print(sum(os.sched_getaffinity(int(worker)) == {min(free)} for worker in workers))
+threads._cores = lambda: [{min(free)}, {max(free)}]
+kernels, first = backend(), Model.init("tiny", threads=2)
+os.sched_setaffinity(0, {max(free)}), os.sched_setaffinity(0, free)  # where the caller happens to be counts for nothing
+models = [first, Model.init("tiny", threads=2)]
+if (child := os.fork()) == 0:  # no kernel has run
+    os._exit(0 if first.forward([[1, 2]], [[2, 3]]) else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+def masks():
+    return [os.sched_getaffinity(thread) for thread in kernels.team(2)]
+
+def use():
+    for model in [*models, first]:
+        with model._placement:
+            assert masks() == [{min(free)}, {max(free)}], masks()
+        assert masks() == [free, {max(free)}], masks()
+    assert kernels.team(2)[0] == threading.get_native_id()
+
+failed = []
+threading.excepthook = failed.append
+use()
+thread = threading.Thread(target=use)  # has workers of its own
+thread.start(), thread.join()
+use()
+assert not failed, failed
 """
 
 
 def test_a_model_binds_the_workers_of_its_team(monkeypatch):
     for name in threads.BINDING:
         monkeypatch.delenv(name, raising=False)
-    said = harness.python("-c", TEAM)
+    said = harness.python("-W", "ignore", "-c", TEAM)
     assert said.returncode == 0, said.stderr
-    assert int(said.stdout) == 2
 
 
 def test_without_the_systems_word_every_cpu_is_a_core(monkeypatch):

@@ -91,14 +91,10 @@ class Native:
 
     def team(self, threads: int) -> list[int]:
         """The system's id of each thread of a team, by rank; empty where the system does not tell."""
-        ids = np.full(threads, -1)
+        ids = np.full(threads, -1, np.int64)  # NumPy 1 on Windows: int32
         self.ready()
         self.lib.team_threads(self.ffi.from_buffer("int64_t[]", ids), threads)
         return ids.tolist() if ids.min() >= 0 else []
-
-    def cpu(self) -> int:
-        """The CPU that the calling thread is on; -1 where the system does not tell."""
-        return self.lib.this_cpu()
 
     def bind(self, kernel: Kernel, tensors: dict[str, np.ndarray | None], numbers: dict[str, int]):
         """The kernel with its arguments put in: a callable without arguments. Keeps the buffers alive. Shapes are the caller's duty."""

@@ -67,33 +67,34 @@ class Placement:
 
     Systems wake a thread beside the one that woke it, and some virtual machines pack threads on few CPUs: two that wait for
     each other in turn were seen to share one core of two for minutes, at half the speed. Workers are bound for good, the calling
-    thread only inside of `with placement:`, so that what it starts elsewhere is free. workers: thread id -> CPUs, empty where
-    nothing was placed."""
+    thread only inside of `with placement:`, so that what it starts elsewhere is free. Cores go by rank, so that all placements of
+    a process agree. workers: thread id -> CPUs, empty where nothing is placed yet."""
 
     def __init__(self, kernels, threads: int):
-        self._kernels, self.workers, self._home, self._free = kernels, {}, None, None
+        """Starts no thread."""
+        self._kernels, self.workers, self._free = kernels, {}, None
         cores = _cores()
-        if threads < 2 or len(cores) != threads or any(os.environ.get(name) for name in BINDING):
-            return
-        team = kernels.team(threads)  # thread ids by rank; empty where the system does not tell
-        if len(team) != threads or not (hasattr(os, "sched_getaffinity") and hasattr(os, "sched_setaffinity")):
-            return
-        here = kernels.cpu()
-        cores.sort(key=lambda core: here not in core)  # the caller's first
-        with contextlib.suppress(OSError):  # a system that forbids it still runs
-            for worker, core in zip(team[1:], cores[1:]):
-                os.sched_setaffinity(worker, core)
-                self.workers[worker] = core
-            self._home = cores[0]
+        wanted = 2 <= threads == len(cores) and not any(os.environ.get(name) for name in BINDING)
+        can = hasattr(os, "sched_getaffinity") and hasattr(os, "sched_setaffinity")
+        self._cores = cores if wanted and can else []
 
     def __enter__(self) -> None:
         """Before kernels run. Raises ForkError in a child forked after kernels had run."""
         self._kernels.ready()
-        if self._home:
-            with contextlib.suppress(OSError):
-                free = os.sched_getaffinity(0)
-                os.sched_setaffinity(0, self._home)
-                self._free = free
+        if not self._cores:
+            return
+        # every caller has a team of its own and a smaller one ends threads: what starts now inherits CPUs that are still free
+        team = self._kernels.team(len(self._cores))
+        free = os.sched_getaffinity(0)
+        if len(team) != len(self._cores) or not self._cores[0] <= free:
+            return
+        with contextlib.suppress(OSError):  # a system that forbids it still runs
+            workers = dict(zip(team[1:], self._cores[1:]))
+            for worker, core in workers.items() if workers != self.workers else ():
+                os.sched_setaffinity(worker, core)
+            self.workers = workers
+            os.sched_setaffinity(0, self._cores[0])
+            self._free = free
 
     def __exit__(self, *_) -> None:
         if self._free:

@@ -75,9 +75,6 @@ class Twins:
         """Empty: numba does not tell which threads of the system work for it."""
         return []
 
-    def cpu(self) -> int:
-        return -1
-
     def most_threads(self) -> int:
         """Threads that numba can use: NUMBA_NUM_THREADS, else the CPUs of this process. More workers share these."""
         return numba.config.NUMBA_NUM_THREADS
