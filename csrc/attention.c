@@ -1,6 +1,6 @@
 // Causal attention, flash and standard, in tiles (tiles.c): K^T and V^T of a block of keys are packed once and serve many tiles
 // of queries, so no T x T matrix is needed; the standard form keeps its matrices for those who want to look.
-enum { QUERIES = VW == 8 ? 96 : 64, MOST_QUERIES = 512, MOST_KEYS = LD };  // of a tile: by default, and at most
+enum { QUERIES = VW == 8 ? 96 : 64, MOST_QUERIES = 512 };  // of a tile: by default, and at most
 enum { CHUNK = 1024 };   // queries for which a block of keys is packed once, at most
 #define LOG2E 1.44269504f
 #define LN2 0.693147182f

@@ -2,8 +2,8 @@
 // X W^T, dY W and dY^T X are this one product with other strides. Every element of C is one FMA chain over ascending k:
 // a block of k starts from 0 or from C, so no bit depends on tiles, blocks or threads.
 //
-//   A panel: MR rows                   a(0,k) a(1,k) .. a(MR-1,k) broadcast one by one. Rows that lie along k are read in place;
-//                                      others, and bf16, are packed k-major
+//   A panel: MR rows                   a(0,k) a(1,k) .. a(MR-1,k) broadcast one by one. Rows that lie along k, and those across
+//                                      it that L2 can hold, are read in place; others, and bf16, are packed k-major
 //   B strip: 16, 32 or 48 columns      b(k,0) b(k,1) ..           | next k ..   loaded as vectors, streams from L2
 //   What is packed is padded with zeros, so the k loop has no masks; a tile cut by the edge of C is finished in a buffer.
 //

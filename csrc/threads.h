@@ -1,5 +1,6 @@
 // How a kernel uses threads. PARALLEL runs its block on NT threads; inside, share() gives a thread its contiguous part of
-// n units of work. Nothing here knows what is computed: no reduction clause, no atomic, no dynamic schedule (kernels.h).
+// n units of work, next_of() the next whole unit of a queue. Nothing here knows what is computed, and no float is shared: no
+// reduction clause, no atomic sum (kernels.h).
 #ifdef _OPENMP
 #include <omp.h>
 #define PRAGMA(x) _Pragma(#x)

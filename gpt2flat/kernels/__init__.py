@@ -17,6 +17,7 @@ from .threads import MAX_THREADS, Placement, Threads, default_threads
 
 BACKENDS = ("auto", "c", "numba")
 
+
 def _wish(variable: str, choices: tuple[str, ...]) -> str:
     wish = os.environ.get(variable, "auto").strip().lower() or "auto"
     if wish not in choices:
