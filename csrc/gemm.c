@@ -390,7 +390,7 @@ INLINE void fetch(Tile *t, Lines *l, int64_t count) {
 // it is packed, `tail` has room for the last rows if not; `next` is the B to fetch.
 static void gemm_job(const Gemm *g, const Plan *p, const Job *j, const float *panels, float *strips, float *tail, Lines next) {
     int64_t groups = j->to - j->from, count = (groups + GROUPS - 1) / GROUPS;
-    if (groups == 0) return;
+    if (groups == 0 || j->rows == 0) return;
     int64_t narrow = groups / count, wide = groups % count;
     int64_t deep = items(j->K, g->bf16), whole = j->rows / MR * MR, fetched = deep / FETCH;
     for (int64_t s = 0, n = j->from * 16, width; s < count; s++, n += width) {
