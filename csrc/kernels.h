@@ -10,7 +10,8 @@
 //   chain     one FMA chain over the ascending index, starting from 0 or from the old value (acc = 1)
 //   tree16    element i goes to lane i % 16, a chain of adds per lane; lanes combine +8, +4, +2, +1
 //   blocks    fixed blocks, partial sums combined in ascending order
-// The scalar build multiplies and adds with two roundings; it agrees within tolerance.
+// The scalar build multiplies and adds with two roundings; it agrees within tolerance. All of it holds for finite input: hidden
+// keys of a tile are multiplied by 0, and 0 times inf is NaN.
 // BF16 = 1: products round their inputs to bf16 (nearest, ties to even) and add in float32; with avx512bf16 the chain runs over
 // pairs of indices, two products at a time, and denormals count as 0. Everything else stays float32.
 
