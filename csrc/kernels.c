@@ -4,6 +4,7 @@
 #include "kernels.h"
 #include "cpu.c"
 #include "gelu.c"
+#include "pack.c"
 #include "gemm.c"
 #include "linear.c"
 #include "layernorm.c"
