@@ -64,6 +64,12 @@ class ForkError(Gpt2FlatError, RuntimeError):
     code = 10
 
 
+class RunLockedError(Gpt2FlatError):
+    """Another process trains in this run directory: names its pid and host."""
+
+    code = 11
+
+
 def require_number(what: str, value, low: float, end: float = FLOAT32_END, whole: bool = False) -> None:
     """Raises UsageError unless `value` is a number (True is none), low <= value < end; NaN is in no range."""
     kind = numbers.Integral if whole else numbers.Real

@@ -14,6 +14,7 @@ from .data.mt19937 import Stream, normal_
 from .data.tokens import as_ids
 from .errors import FLOAT32_END, DataError, KernelArgError, NonFiniteError, UsageError, require_number
 from .formats import checkpoint
+from .formats.floats import first_nonfinite
 from .kernels import Placement, backend, default_threads
 from .kernels.ops import OPS
 from .memory import axes as ax
@@ -148,12 +149,9 @@ class Model:
 
     def _require_finite(self, path, so: str) -> None:
         for name, view in self.params.items():
-            flat = view.reshape(-1)
-            for start in range(0, flat.size, 1 << 22):  # in pieces: no second copy of the model
-                bad = ~np.isfinite(flat[start : start + (1 << 22)])
-                if bad.any():
-                    index = start + int(bad.argmax())
-                    raise NonFiniteError(f"{path}: {name} holds {flat[index]} at flat index {index}; {so}")
+            index = first_nonfinite(view)
+            if index is not None:
+                raise NonFiniteError(f"{path}: {name} holds {view.reshape(-1)[index]} at flat index {index}; {so}")
 
     @property
     def buffer(self) -> np.ndarray:

@@ -18,6 +18,7 @@ from gpt2flat.data.tokenizer import GPT2_FILE, Tokenizer, escape_controls
 from gpt2flat.data.tokens import FileShard, TokenLoader
 from gpt2flat.formats.choices import ChoiceFile
 from gpt2flat.formats.debug_state import DebugState
+from gpt2flat.formats.optimizer import OptimizerFile, buffers
 from gpt2flat.inspection.files import describe
 from gpt2flat.inspection.runs import describe_run
 from gpt2flat.model import Model, open_checkpoint
@@ -81,6 +82,20 @@ def checkpoint_seeds() -> Iterator[bytes]:
 def checkpoint_header(dims) -> bytes:
     words = {samples.WORDS[name]: value for name, value in dims.items()}
     return samples.header({0: 20240326, 1: 3} | words)
+
+
+def optimizer(path, deep):
+    with OptimizerFile(path) as file:
+        yield
+        m, v = np.empty((2, file.end - file.begin), np.float32)
+        file.read_into(file.begin, m, v)
+        assert np.isfinite(m).all() and (v >= 0).all() and (v < np.inf).all()
+
+
+def optimizer_seeds() -> Iterator[bytes]:
+    x = np.arange(1, 13, dtype=np.float32)
+    for P, begin, t in ((6, 0, 0), (20, 7, 300), (1 << 40, (1 << 40) - 6, 1 << 40)):
+        yield b"".join(bytes(memoryview(part)) for part in buffers(P, begin, t, x[:6], x[6:]))
 
 
 # --- token files and tokenizers
@@ -187,6 +202,13 @@ READERS = {
                  checkpoint_header(samples.WRAPS_32_BITS) + bytes(4096), samples.versioned(2), samples.versioned(4)),
         details=(("checkpoint._check_dims", "name", 6),),
     ),
+    "optimizer": Reader(
+        optimizer, oracles.is_optimizer, tuple(optimizer_seeds()),
+        (*_HEADER, "llmc.check_size", "optimizer._check", "optimizer.OptimizerFile.__init__",
+         "optimizer.OptimizerFile.read_into"),
+        share=8, fields=tuple(range(1, 10)), size=oracles.optimizer_size, spots=tuple(range(1024, 1072, 4)),
+        units=((4, (0x7FC00000, 0x7F800000, 0xFF800000, 0x80000001, 0xBF800000, 0x80000000, 0, 1)),),
+    ),
     "tokens": Reader(
         tokens, oracles.is_tokens,
         (samples.token_bytes(), samples.token_bytes(range(50000, 50257)), samples.token_bytes([7] * 40),
@@ -255,7 +277,9 @@ ELSEWHERE = {
     "files.RegularFile.__init__": "test_formats, test_files",
     "files.RegularFile.read_into": "test_files; a file cut short once it is open: fuzz.Attack, test_tokens",
     "files._path": "misuse_model",
+    "files.write_all": "test_files",
     "files.write_stream_atomically": "test_files",
+    "optimizer.buffers": "test_checkpoints",
     "checkpoint._rounded": "test_checkpoint_versions",
     "debug_state.write_debug_state": "test_debug_states",
     "llmc.write_tokens": "test_token_files",

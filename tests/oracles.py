@@ -53,6 +53,23 @@ def is_tokens(data: bytes) -> bool:
     return bool(len(data) and len(data) % 4 == 0 and (first >= 0).all() and (first < GPT2_VOCAB).all() and first.any())
 
 
+def optimizer_fields(data: bytes) -> tuple[int, ...] | None:
+    return struct.unpack_from("<4Q", data, 8) if len(data) >= 40 else None
+
+
+def optimizer_size(data: bytes) -> int | None:
+    found = optimizer_fields(data)
+    return 1024 + 8 * (found[2] - found[1]) if found else None
+
+
+def is_optimizer(data: bytes) -> bool:
+    words = words_of(data, 20261121, 10)
+    if not words or words[1] != 1:
+        return False
+    P, begin, end, t = optimizer_fields(data)
+    return 0 <= begin < end <= P <= 1 << 40 and t <= 1 << 48 and len(data) == optimizer_size(data)
+
+
 def split_tokens(data: bytes, count: int) -> list[bytes] | None:
     at, found = 1024, []
     for _ in range(count):

@@ -18,6 +18,7 @@ VERSIONS = {1: (4, False), 3: (4, True), 5: (2, True)}  # bytes per number, rows
 ROW = 16  # the longest row of the multiple-choice samples
 KINDS = {20240326: "a model checkpoint", 20240327: "a debug state", 20240328: "a tokenizer", 20240520: "a token file"}
 KINDS |= {20240522: "a multiple-choice evaluation file", 20240527: "a training state", 20240801: "a Llama-3 token file"}
+KINDS |= {20261121: "an optimizer state"}
 
 
 def header(words):

@@ -153,6 +153,14 @@ def test_short_writes_are_continued_and_the_order_is_safe(source, monkeypatch):
     assert calls == ["write"] * 10 + ["fsync", "replace", "fsync"]
 
 
+def test_a_disk_that_takes_nothing(source, monkeypatch):
+    old = source.read_bytes()
+    monkeypatch.setattr(os, "write", lambda fd, view: 0)
+    with pytest.raises(CheckpointError, match="nothing was written"):
+        write_atomically(source, b"x")
+    assert source.read_bytes() == old and len(list(source.parent.iterdir())) == 1
+
+
 @pytest.mark.parametrize("target", ["absent/model.bin", ".", "/", "nul\0byte"])
 def test_targets_that_cannot_be(tmp_path, target):
     with pytest.raises(CheckpointError, match="cannot be written"):

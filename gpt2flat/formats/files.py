@@ -2,9 +2,11 @@
 
 No format is known here and nothing is mapped: a file truncated underneath is an exception, never a signal."""
 
+import contextlib
 import errno
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -69,12 +71,74 @@ class RegularFile:
         self.close()
 
 
-def write_atomically(path, *buffers) -> None:
+class FileOps:
+    """The calls that change files and folders. Everything durable goes through one of these, so that tests can record the
+    calls, make any of them fail, or end the process at it. They raise OSError."""
+
+    def create(self, path: Path) -> int:
+        """The descriptor of a new file, open to write. Nothing may be there yet, not even a symbolic link."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _option("CLOEXEC", "BINARY"), 0o666)
+
+    def write(self, fd: int, view) -> int:
+        """Bytes written, which may be fewer than `view` has."""
+        return os.write(fd, view)
+
+    def fsync(self, fd: int) -> None:
+        os.fsync(fd)
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def mkdir(self, path: Path) -> None:
+        os.mkdir(path)
+
+    def rename(self, old: Path, new: Path) -> None:
+        os.replace(old, new)
+
+    def unlink(self, path: Path) -> None:
+        os.unlink(path)
+
+    def rmdir(self, path: Path) -> None:
+        os.rmdir(path)
+
+    def fsync_dir(self, folder: Path) -> None:
+        """Makes the names in `folder` durable."""
+        if os.name == "nt":
+            return  # Windows syncs no directories
+        fd = os.open(folder, os.O_RDONLY | _option("DIRECTORY", "CLOEXEC"))
+        try:
+            os.fsync(fd)
+        except OSError as problem:
+            if problem.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot sync a directory
+                raise
+        finally:
+            os.close(fd)
+
+    def free(self, folder: Path) -> int:
+        """Bytes that this user can still write there."""
+        return shutil.disk_usage(folder).free
+
+
+DISK = FileOps()
+
+
+def write_all(ops: FileOps, fd: int, buffer) -> None:
+    """Writes a whole buffer (bytes or a contiguous array), however little a call takes. Raises OSError."""
+    view = memoryview(buffer)
+    rest = view.cast("B") if view.nbytes else memoryview(b"")
+    while rest:
+        written = ops.write(fd, rest)
+        if not written:
+            raise OSError(errno.EIO, "nothing was written")
+        rest = rest[written:]
+
+
+def write_atomically(path, *buffers, ops: FileOps = DISK) -> None:
     """Writes the buffers (bytes or contiguous arrays), one behind the other, as write_stream_atomically does."""
-    write_stream_atomically(path, buffers)
+    write_stream_atomically(path, buffers, ops)
 
 
-def write_stream_atomically(path, buffers: Iterable) -> None:
+def write_stream_atomically(path, buffers: Iterable, ops: FileOps = DISK) -> None:
     """Writes buffers (bytes or contiguous arrays), one by one as they are made, as the file `path`: all or nothing.
 
     The bytes go to a new file beside the target, reach the disk, and only then take the name, so `path` may be the file
@@ -85,19 +149,21 @@ def write_stream_atomically(path, buffers: Iterable) -> None:
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp") if path.name else path
     fd = -1
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _option("CLOEXEC", "BINARY"), 0o666)
+        fd = ops.create(temporary)
         _keep_owner_and_mode(path, fd)
         for buffer in buffers:
-            _write_all(fd, buffer)
-        os.fsync(fd)
-        os.replace(temporary, path)
-        _sync_directory(path.parent)
+            write_all(ops, fd, buffer)
+        ops.fsync(fd)
+        ops.rename(temporary, path)
+        ops.fsync_dir(path.parent)
     except (OSError, ValueError) as problem:
         raise CheckpointError(f"{path}: cannot be written: {reason(problem)}") from None
     finally:
         if fd >= 0:
-            os.close(fd)
-            temporary.unlink(missing_ok=True)  # gone already when the rename went through
+            with contextlib.suppress(OSError):
+                ops.close(fd)
+            with contextlib.suppress(OSError):
+                ops.unlink(temporary)  # gone already when the rename went through
 
 
 def _path(path, error: type[Gpt2FlatError]) -> Path:
@@ -122,13 +188,6 @@ def _read_at(fd: int, view, offset: int) -> int:
     return len(data)
 
 
-def _write_all(fd: int, buffer) -> None:
-    view = memoryview(buffer)
-    rest = view.cast("B") if view.nbytes else memoryview(b"")
-    while rest:
-        rest = rest[os.write(fd, rest) :]
-
-
 def _keep_owner_and_mode(target: Path, fd: int) -> None:
     try:
         old, new = os.stat(target), os.fstat(fd)
@@ -142,19 +201,6 @@ def _keep_owner_and_mode(target: Path, fd: int) -> None:
         except PermissionError:
             pass  # only root may give a file away
     os.fchmod(fd, stat.S_IMODE(old.st_mode))
-
-
-def _sync_directory(folder: Path) -> None:
-    if os.name == "nt":
-        return  # Windows syncs no directories
-    fd = os.open(folder, os.O_RDONLY | _option("DIRECTORY", "CLOEXEC"))
-    try:
-        os.fsync(fd)
-    except OSError as problem:
-        if problem.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot sync a directory
-            raise
-    finally:
-        os.close(fd)
 
 
 _SPECIAL = {

@@ -22,13 +22,15 @@ GPT2_VOCAB, GPT2_EOT = 50257, 50256  # what a version 1 tokenizer leaves out
 MAX_VOCAB = 1 << 20
 
 CHECKPOINT, DEBUG_STATE, TOKENIZER, TOKENS, CHOICES = 20240326, 20240327, 20240328, 20240520, 20240522
+STATE, OPTIMIZER = 20240527, 20261121  # the second is gpt2flat's own
 KINDS = {
     CHECKPOINT: "a model checkpoint",
     DEBUG_STATE: "a debug state",
     TOKENIZER: "a tokenizer",
     TOKENS: "a token file",
     CHOICES: "a multiple-choice evaluation file",
-    20240527: "a training state",
+    STATE: "a training state",
+    OPTIMIZER: "an optimizer state",
     20240801: "a Llama-3 token file",
     20240803: "a Llama-3 checkpoint",
 }
@@ -74,6 +76,15 @@ def _what_else(raw: bytes, magic: int) -> str:
     if 0 <= magic < GPT2_VOCAB:
         return "has no header (as llm.c's token files before June 2024)"
     return f"starts with {raw[:8]!r}"
+
+
+def word_u64(words: list[int], index: int) -> int:
+    """The u64 in header words index, index + 1."""
+    return (words[index + 1] & 0xFFFFFFFF) << 32 | (words[index] & 0xFFFFFFFF)
+
+
+def put_u64(words: list[int], index: int, value: int) -> None:
+    words[index : index + 2] = struct.unpack("<2i", struct.pack("<Q", value))
 
 
 def check_size(file: RegularFile, payload: int, what: str) -> None:
