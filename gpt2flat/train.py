@@ -260,7 +260,7 @@ def body(argv: list[str]) -> int:
         p.run.create(vars(s), environment(model, peak), p.data.tokenizer, 4 * model.config.num_parameters)
         start = time.perf_counter()
         events = train(model, p.batches, p.validation, p.prompt, s, time.perf_counter, lambda: bool(stop))
-        with Metrics(p.run.metrics) as metrics:
+        with Metrics(p.run.path) as metrics:
             try:
                 for event in events:
                     if isinstance(event, Stopped):

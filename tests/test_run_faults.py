@@ -82,7 +82,7 @@ def test_a_full_disk_under_metrics_is_one_error_with_the_file(here):
     Path("metrics.jsonl").symlink_to("/dev/full")
     with (
         pytest.raises(CheckpointError, match="metrics.jsonl: cannot be written: no space left"),
-        Metrics(Path("metrics.jsonl")) as metrics,
+        Metrics(here) as metrics,
     ):
         metrics.write(step=0)
 

@@ -99,7 +99,7 @@ def test_the_run_directory(small_run):
     run = small_run[0] / "runs" / "tiny-pydoc-001"
     found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     model = "checkpoints/step_00000040/model.bin"
-    assert found == {"config.toml", "env.json", "metrics.jsonl", "tokenizer.bin", model}
+    assert found == {"config.toml", "env.json", "metrics.jsonl", "main.log", "tokenizer.bin", model}
     config = tomllib.loads((run / "config.toml").read_text())
     assert (config["steps"], config["warmup"], config["n_embd"], config["vocab_size"]) == (40, 0.1, 128, 257)
     assert (config["init"], config["seq_len"], config["beta2"], config["decay_all"]) == ("tiny", 64, 0.99, False)
@@ -397,11 +397,11 @@ def test_a_gradient_that_is_not_finite_names_its_update():
 
 
 def test_metrics_can_be_read_while_a_run_goes_on(tmp_path):
-    with Metrics(tmp_path / "m.jsonl") as metrics_file:
+    with Metrics(tmp_path) as metrics_file:
         metrics_file.write(step=1, loss=1 / 3)
-        assert json.loads((tmp_path / "m.jsonl").read_text()) == {"step": 1, "loss": 1 / 3}
+        assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": 1 / 3}
     with pytest.raises(CheckpointError, match="cannot be written"):
-        Metrics(tmp_path)
+        Metrics(tmp_path / "absent")
 
 
 def test_all_validation_batches():

@@ -57,10 +57,6 @@ class Run:
         if tokenizer:
             tokenizer.save(self.path / "tokenizer.bin")
 
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
     def save(self, model, step: int) -> Path:
         """Writes the checkpoint after `step` updates; returns its model.bin. Raises CheckpointError."""
         folder = self.path / "checkpoints" / f"step_{step:08d}"
