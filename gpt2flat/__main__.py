@@ -11,6 +11,7 @@ COMMANDS = {
     "generate": "write text with a trained model",
     "check": "compare a model with PyTorch's numbers, or its gradients with numeric ones",
     "bench": "time every kernel against what this machine can do",
+    "replay": "open a past step of a run again, to the bit",
     "info": "print the memory map and the program of a model",
 }
 

@@ -174,13 +174,3 @@ def data_folders() -> list[Path]:
     if named and not Path(named).is_dir():
         raise DataError(f"GPT2FLAT_DATA={named}: is not a directory; expected the one that holds your data")
     return [Path(folder) for folder in (named, "data") if folder]
-
-
-def duration(seconds: float) -> str:
-    return (
-        f"{seconds:.1f} s"
-        if seconds < 90
-        else f"{seconds / 60:.1f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )

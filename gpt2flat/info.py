@@ -12,7 +12,7 @@ from .inspection.listing import as_code, listing
 from .inspection.runs import describe_run
 from .memory.picture import as_svg, as_text
 from .model import Model, find_shape
-
+from .training.screen import describe
 
 DEFAULT = "d12"
 
@@ -53,13 +53,6 @@ def open_model(name: str, **options) -> Model:
     """An empty model of the named shape; only the header of a checkpoint is read."""
     return Model(find_shape(name)[0], **options)
 
-
-def describe(model: Model, name: str, B: int, T: int) -> str:
-    c = model.config
-    return (
-        f"{name}: {c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels, block size {c.block_size}, vocabulary {c.vocab_size} "
-        f"(padded {c.padded_vocab_size}), {c.num_parameters:,} parameters; B {B}, T {T}"
-    )
 
 
 def show(lines: files.Lines) -> None:

@@ -24,6 +24,7 @@ from .program import Call, Program
 
 MAX_ROWS = 1 << 20  # of a batch
 PRECISIONS = ("fp32", "bf16")
+LARGEST_NORM = 1e19  # of a gradient whose squares AdamW's v can hold
 
 
 def find_shape(name) -> tuple[gpt2.GPT2Config, Path | None]:
@@ -326,15 +327,16 @@ class Model:
         return float(self.scratch["norm"][0])
 
     def update(self, lr: float = 1e-4, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0,
-               grad_clip: float | None = None, decay_all: bool = False) -> float:  # fmt: skip
+               grad_clip: float | None = None, decay_all: bool = False, norm: float | None = None) -> float:  # fmt: skip
         """One AdamW update; returns the gradient norm before clipping.
 
         Weight decay applies to matrices and embeddings, with decay_all to every tensor (as llm.c's C test). grad_clip: gradients
-        are scaled down to this norm. Raises NonFiniteError, with nothing changed, when a gradient is NaN or infinite."""
+        are scaled down to this norm. norm: what grad_norm() has just returned, to save a pass. Raises NonFiniteError, with nothing
+        changed, when a gradient is NaN or infinite."""
         self._check_hyper(lr, beta1, beta2, eps, weight_decay, grad_clip)
-        norm = self.grad_norm()
-        if not math.isfinite(norm):
-            raise NonFiniteError(f"the gradient norm is {norm}: {self._first_nonfinite()}; nothing was updated")
+        norm = self.grad_norm() if norm is None else norm
+        if problem := self.unfit_norm(norm, grad_clip):
+            raise NonFiniteError(f"{problem}; nothing was updated")
         t = self.t + 1
         # the corrections belong to the betas that the kernel sees: 0.999 in float32 moves 1 - beta2 by 1e-5
         beta1, beta2 = float(np.float32(beta1)), float(np.float32(beta2))
@@ -348,6 +350,14 @@ class Model:
                 adamw()
         self.t, self._last = t, None
         return norm
+
+    def unfit_norm(self, norm: float, grad_clip: float | None = None) -> str | None:
+        """Why gradients of this norm must not be used in an update, naming the tensor; None if they may."""
+        if not math.isfinite(norm):
+            return f"the gradient norm is {norm}: {self._first_nonfinite()}"
+        if min(norm, grad_clip or norm) > LARGEST_NORM:
+            return f"the gradient norm is {norm:g}: its square leaves the range of float32"
+        return None
 
     @staticmethod
     def _check_hyper(lr, beta1, beta2, eps, weight_decay, grad_clip) -> None:

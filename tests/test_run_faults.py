@@ -14,7 +14,7 @@ import pytest
 
 from gpt2flat import command
 from gpt2flat.data.tokenizer import Tokenizer
-from gpt2flat.errors import CheckpointError, UsageError
+from gpt2flat.errors import CheckpointError, RunLockedError, UsageError
 from gpt2flat.formats import llmc
 from gpt2flat.train import main
 from gpt2flat.training.metrics import Metrics
@@ -97,11 +97,14 @@ def test_two_starts_get_two_names(here):
 
 def test_two_starts_in_one_directory_have_one_winner(here, capsys):
     first, second = new_run("out", "tiny", "text"), new_run("out", "tiny", "text")
-    for run in (first, second):
-        run.reserve()
-    first.create({}, {}, None)
-    with pytest.raises(Exception, match="is not empty.*name another, such as --out out-2"):
-        second.create({}, {}, None)
+    first.reserve()
+    with pytest.raises(RunLockedError, match=f"process {os.getpid()} on .* is training in it"):
+        second.reserve()
+    first.create({}, None)
+    first.release()
+    second.lock()  # in the moment between
+    with pytest.raises(UsageError, match="is not empty.*name another, such as --out out-2"):
+        second.create({}, None)
 
 
 def test_a_char_checkpoint_keeps_its_characters(here, capsys):

@@ -13,6 +13,19 @@ class Stream:
     def __init__(self, seed: int):
         self._state = np.random.RandomState(seed & 0xFFFFFFFF)
 
+    def state(self) -> dict:
+        """Where the stream stands, as plain numbers: the 624 words of the generator and how many of them are used."""
+        _kind, words, position, *_ = self._state.get_state(legacy=True)
+        return {"words": words.tolist(), "position": int(position)}
+
+    def restore(self, state: dict) -> None:
+        """Goes on where state() was taken. Raises ValueError for anything that is no such state."""
+        words, position = state.get("words"), state.get("position")
+        whole = isinstance(words, list) and len(words) == 624 and all(type(w) is int and 0 <= w < 1 << 32 for w in words)
+        if not (whole and type(position) is int and 0 <= position <= 624):
+            raise ValueError("expected 624 words of 32 bits and a position in them")
+        self._state.set_state(("MT19937", np.array(words, np.uint32), position))
+
     def words(self, n: int) -> np.ndarray:
         """The next n raw 32-bit words, uint32."""
         return self._state.randint(0, 1 << 32, size=n, dtype=np.uint32)

@@ -3,17 +3,18 @@
 A shard is a token file or an array in memory. Batches are copied by position from an open file, never through a map."""
 
 import glob
+import hashlib
 import os
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from ..errors import DataError, FormatError, KernelArgError, UsageError
+from ..errors import CheckpointError, DataError, FormatError, KernelArgError, UsageError
 from ..formats import llmc
 from .mt19937 import Stream
 
-SHUFFLE_SEED = 42  # plus the rank, as in llm.c
+SHUFFLE_SEED = 42  # llm.c's
 
 
 class Shard(Protocol):
@@ -89,9 +90,10 @@ class TokenLoader:
 
     A sample is nproc*B*T neighbouring tokens, of which rank r reads the r-th B*T and one more; the tail of a shard that
     fills no sample is unused. `batches` samples make an epoch; `num_tokens` counts all tokens. With `shuffle` the
-    shards and the samples of each are permuted anew every epoch (seed 42 + rank); without, they come in order."""
+    shards and the samples of each are permuted anew every epoch (seed + rank); without, they come in order."""
 
-    def __init__(self, shards, B: int, T: int, vocab_size: int, shuffle: bool = False, rank: int = 0, nproc: int = 1):
+    def __init__(self, shards, B: int, T: int, vocab_size: int, shuffle: bool = False, rank: int = 0, nproc: int = 1,
+                 seed: int = SHUFFLE_SEED):  # fmt: skip
         """shards: Shards with ids below vocab_size. Raises DataError for a shard too short to hold one sample."""
         if B < 1 or T < 1 or not 0 <= rank < nproc:
             raise UsageError(
@@ -111,7 +113,7 @@ class TokenLoader:
                 )
         self.num_tokens = sum(shard.count for shard in self.shards)
         self.batches = sum(map(self._samples, self.shards))
-        self._stream = Stream(SHUFFLE_SEED + rank) if shuffle else None
+        self._stream = Stream(seed + rank) if shuffle else None
         self._shard_order = np.arange(len(self.shards))
         self._epoch, self._shard = -1, self.shards[0]
         self.reset()
@@ -138,9 +140,32 @@ class TokenLoader:
         tokens, targets = (part.astype(np.int32).reshape(self.B, self.T) for part in (ids[:-1], ids[1:]))
         return tokens, targets
 
-    def state(self) -> dict[str, int]:
-        """The position: full epochs done, place in the order of shards, samples taken from that shard."""
-        return {"epoch": self._epoch, "shard": self._index, "sample": self._sample}
+    def state(self) -> dict:
+        """The position, as plain JSON values: full epochs done, the order of shards and the place in it, samples taken from that
+        shard, and the random stream (None without shuffle) as it was before the samples of that shard were permuted."""
+        order = [int(i) for i in self._shard_order]
+        return {"epoch": self._epoch, "order": order, "shard": self._index, "sample": self._sample, "stream": self._before}
+
+    def restore(self, state: dict) -> None:
+        """Goes on where state() was taken: the same batches to the bit. Raises CheckpointError for a state that does not fit
+        these shards; then the loader is as it was."""
+        try:
+            epoch, order, index, sample = (state[name] for name in ("epoch", "order", "shard", "sample"))
+            if not all(type(number) is int and number >= 0 for number in (epoch, index, sample, *order)):
+                raise ValueError("expected whole numbers")
+            if sorted(order) != list(range(len(self.shards))) or index >= len(order):
+                raise ValueError(f"{len(order)} shards, here are {len(self.shards)}")
+            if sample > self._samples(self.shards[order[index]]):
+                raise ValueError(f"sample {sample} of {self._samples(self.shards[order[index]])}")
+            if (state["stream"] is None) != (self._stream is None):
+                raise ValueError("one is shuffled and the other not")
+            if self._stream:
+                self._stream.restore(state["stream"])
+        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+            raise CheckpointError(f"the position in the data does not fit it: {problem}") from None
+        self._epoch, self._shard_order = epoch, np.array(order)
+        self._enter(index)
+        self._sample = sample
 
     @property
     def tokens(self) -> np.ndarray:
@@ -162,6 +187,7 @@ class TokenLoader:
             self._shard.close()
         self._shard, self._index, self._sample = shard, index, 0
         n = self._samples(shard)
+        self._before = self._stream.state() if self._stream else None
         self._sample_order = self._stream.permutation(n) if self._stream else range(n)
 
 
@@ -190,6 +216,20 @@ def check_ids(ids: np.ndarray, vocab_size: int, name: str, offset: int = 0) -> N
                 f"{name}: token {offset + place} is id {ids[place]}, expected 0 to {vocab_size - 1}: the data was made "
                 "with another tokenizer than the model's; prepare it again or take another model"
             )
+
+
+def fingerprint(shards: list[Shard]) -> list[list]:
+    """[tokens, digest] of each shard: all of its ids, or of a long one the first and last million."""
+    found = []
+    for shard in shards:
+        part = min(shard.count, 1 << 20)
+        starts = range(0, shard.count, part) if shard.count <= 1 << 24 else (0, shard.count - part)
+        digest = hashlib.sha256()
+        for start in starts:
+            digest.update(np.ascontiguousarray(shard.read(start, min(part, shard.count - start)), "<u4"))
+        shard.close()
+        found.append([shard.count, digest.hexdigest()[:16]])
+    return found
 
 
 def find_shards(pattern) -> list[FileShard]:

@@ -93,6 +93,10 @@ class Checkpoints:
             raise CheckpointError(f"{path}: belongs to the run {checkpoint.run_id}, expected {self.run_id}")
         return checkpoint
 
+    def place(self, step: int) -> Path:
+        """Where the checkpoint of `step` lies, or would."""
+        return self.folder / f"step_{step:08d}"
+
     # -- writing -------------------------------------------------------------------------------------------------------
 
     def write(
@@ -104,7 +108,7 @@ class Checkpoints:
         values; taken: called as soon as the last buffer has been read. One of the same step is replaced. Raises
         NonFiniteError for a float that is NaN or inf, CheckpointError for anything that fails; then all is as before."""
         files = {name: list(buffers) for name, buffers in files.items()}
-        target = self.folder / f"step_{step:08d}"
+        target = self.place(step)
         temporary = self._unused("tmp", target)
         manifest.require_names(files)
         with self._reporting(target, "cannot be written"):

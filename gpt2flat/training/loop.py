@@ -1,6 +1,6 @@
-"""The training loop: updates, validations and samples as a stream of events that a command prints and records.
+"""The training loop: updates, validations, samples and checkpoints as a stream of events that a command prints and records.
 
-Step i means: after i updates, before update i. No printing, no clock of its own, no files."""
+No printing, no clock of its own, no files: what saves and what listens to control.toml is handed in."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,18 +8,19 @@ from dataclasses import dataclass
 
 from ..errors import NonFiniteError
 from ..generation.sample import stream
-from .schedule import learning_rate
+from .trainer import RollBack, Trainer, Update
 
 
 @dataclass(frozen=True)
-class Update:
-    """Update `step` is done: the loss before it, its learning rate, the gradient norm before clipping, and its time."""
+class Updated:
+    """An update, and the seconds from its batch to its end."""
 
-    step: int
-    loss: float
-    lr: float
-    grad_norm: float
+    update: Update
     seconds: float
+
+    @property
+    def step(self) -> int:
+        return self.update.step
 
 
 @dataclass(frozen=True)
@@ -39,49 +40,83 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Saved:
+    """The checkpoint of `step` is on the disk, or why it is not; seconds that it took, and that updates waited for it."""
+
+    step: int
+    path: str
+    seconds: float
+    stalled: float
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Controlled:
+    """What control.toml asked for before update `step`."""
+
+    step: int
+    changes: dict
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """Update `step` was not finite: the run is at `to` again and leaves that batch out."""
+
+    step: int
+    to: int
+    why: str
+
+
+@dataclass(frozen=True)
 class Stopped:
-    """The last event: `step` updates are done, all of them or as many as were when `stop` said so."""
+    """The last event: `step` updates are done, all of them or as many as were when something said so; they are saved."""
 
     step: int
     finished: bool
 
 
-Event = Update | Validation | Sample | Stopped
+Event = Updated | Validation | Sample | Saved | Controlled | RolledBack | Stopped
 
 
-def train(
-    model, batches, validation, prompt, s, clock: Callable[[], float], stop: Callable[[], bool]
-) -> Iterator[Event]:
-    """Runs s.steps updates and yields what happens.
+def train(trainer: Trainer, validation, prompt, saver, control, clock: Callable[[], float], stop: Callable[[], bool]) -> Iterator[Event]:
+    """Runs updates up to s.steps and yields what happens.
 
-    batches, validation: TokenLoaders (validation may be None); prompt: ids that samples go on from; s: settings; clock:
-    seconds; stop: asked between updates, batches and sampled tokens, ends the run early with nothing half done.
-    Raises NonFiniteError, before anything is updated, when a loss or the gradient norm is not finite."""
-    for step in range(s.steps + 1):
-        last = step == s.steps
+    validation: a TokenLoader, or None; prompt: ids that samples go on from; saver: training/saving.py; control: training/control.py;
+    clock: seconds; stop: asked between updates, batches and sampled tokens, ends the run early with nothing half done. Raises
+    NonFiniteError, before anything is updated, where the policy says so; CheckpointError if the last save failed."""
+    s, model, first = trainer.s, trainer.model, True
+    while True:
+        step, last, val = trainer.step, trainer.step >= s.steps, None
+        asked = control.read(step)
+        if "file" in asked:  # not what an earlier start obeyed here
+            yield Controlled(step, asked)
+        trainer.lr, prompt = asked.get("lr", trainer.lr), control.prompt(prompt)
         if validation and _due(step, s.val_every, last):
-            loss = validate(model, validation, s.val_batches, stop)
-            if loss is not None:
-                yield Validation(step, loss)
+            val = validate(model, validation, s.val_batches, stop)
+            if val is not None:
+                yield Validation(step, val)
         if step and _due(step, s.sample_every, last):
             ids = sample(model, prompt, s.sample_tokens, s.seed + step, stop)
-            model.plan(batches.B, batches.T)  # now, so that it is not part of the next update's time
             if not stop():
                 yield Sample(step, ids)
-        if last or stop():
+        model.plan(s.batch_size, s.seq_len)  # now, so that it is not part of the next update's time
+        over = last or stop() or asked.get("stop", False)
+        if saver.due(step, over, asked.get("save", False)):
+            saver.start(trainer.state(), val)
+        if over:
+            saver.finish()
+        yield from saver.events()
+        if over:
             yield Stopped(step, last)
             return
         start = clock()
-        loss = model.forward_backward(*batches.next_batch())
-        if not math.isfinite(loss):
-            raise NonFiniteError(f"the loss of update {step} is {loss}; nothing was updated: try a smaller --lr")
-        lr = learning_rate(s, step)
         try:
-            norm = model.update(lr=lr, beta1=s.beta1, beta2=s.beta2, eps=s.eps, weight_decay=s.weight_decay,
-                                grad_clip=s.grad_clip or None, decay_all=s.decay_all)  # fmt: skip
-        except NonFiniteError as problem:
-            raise NonFiniteError(f"update {step}: {problem}: try a smaller --lr") from None
-        yield Update(step, loss, lr, norm, clock() - start)
+            yield Updated(trainer.update(saver.before_update), clock() - start)
+        except RollBack as wish:
+            saver.finish()
+            yield from saver.events()
+            trainer.roll_back(saver.load(), wish.draw)
+            yield RolledBack(step, trainer.step, str(wish))
 
 
 def _due(step: int, every: int, last: bool) -> bool:

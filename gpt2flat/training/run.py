@@ -1,10 +1,11 @@
-"""A run directory: config.toml env.json metrics.jsonl tokenizer.bin checkpoints/step_00001000/model.bin.
+"""A run directory: config.toml env.json metrics.jsonl main.log tokenizer.bin lock checkpoints/step_00001000/{model.bin, ...}.
 
 Made once everything else has been checked; found again by when it started and by step numbers, never by file times."""
 
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +14,12 @@ from pathlib import Path
 from ..errors import CheckpointError, UsageError, reason
 from ..formats.files import RegularFile, write_atomically
 from ..memory.arena import human
+from .checkpoints import STEP
+from .lock import RunLock
+from .manifest import MODEL
 
 RUNS = Path("runs")
-STEP = re.compile(r"step_(\d{8,})")
-MODEL = "model.bin"
+LOCK = "lock"
 LONGEST = 1 << 20  # bytes of an env.json or config.toml that are read
 
 
@@ -24,7 +27,7 @@ class Run:
     """One run directory, by its path; `stem` is set for an automatic name, which counts up."""
 
     def __init__(self, path, stem: str | None = None):
-        self.path, self._stem = Path(path), stem
+        self.path, self._stem, self._lock = Path(path), stem, None
 
     def reserve(self) -> None:
         """Makes the directory, the last thing before the run is announced. An automatic name that another run took
@@ -33,37 +36,52 @@ class Run:
             try:
                 with _writing(self.path):
                     self.path.mkdir(parents=True, exist_ok=self._stem is None)
+                self.lock()
                 return
             except FileExistsError:
                 if self._stem is None:
                     raise UsageError(_taken(self.path)) from None
                 self.path = _next_name(self._stem)
 
-    def create(self, settings: dict, environment: dict, tokenizer, needed: int = 0) -> None:
-        """Writes what a run starts with into the reserved directory.
+    def lock(self) -> None:
+        """Makes this process the only writer of the directory until it ends. Raises RunLockedError if another one is."""
+        self._lock = RunLock(self.path / LOCK)
 
-        settings: see toml(); environment: plain JSON values; tokenizer: may be None; needed: bytes of a checkpoint. Raises
-        CheckpointError if it cannot be written or the disk is too full, UsageError if another run has the directory."""
+    def release(self) -> None:
+        """Gives the lock up."""
+        if self._lock:
+            self._lock.release()
+
+    def create(self, environment: dict, tokenizer, needed: int = 0) -> None:
+        """Writes what a run starts with into the reserved directory; its settings are written by config.write.
+
+        environment: plain JSON values; tokenizer: may be None; needed: bytes of a checkpoint. Raises CheckpointError if it
+        cannot be written or the disk is too full, UsageError if another run has the directory."""
         with _writing(self.path):
             free = shutil.disk_usage(self.path).free
             if free < needed:
                 raise CheckpointError(f"{self.path}: {human(free)} are free, a checkpoint takes {human(needed)}: name another place with --out")
             try:
-                (self.path / "checkpoints").mkdir()
+                self.checkpoints.mkdir()
             except FileExistsError:
                 raise UsageError(_taken(self.path)) from None
-        write_atomically(self.path / "config.toml", toml(settings).encode())
+        environment = {"id": secrets.token_hex(8)} | environment
         write_atomically(self.path / "env.json", (json.dumps(environment, indent=1) + "\n").encode())
         if tokenizer:
             tokenizer.save(self.path / "tokenizer.bin")
 
-    def save(self, model, step: int) -> Path:
-        """Writes the checkpoint after `step` updates; returns its model.bin. Raises CheckpointError."""
-        folder = self.path / "checkpoints" / f"step_{step:08d}"
-        with _writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        model.save(folder / MODEL)
-        return folder / MODEL
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def id(self) -> str:
+        """What the manifests of its checkpoints carry, so that a copied directory stays itself. "unknown" if it cannot be read."""
+        return self._environment("id") or "unknown"
 
     def checkpoint(self) -> Path | None:
         """The model.bin of the highest step, or None."""
@@ -74,11 +92,14 @@ class Run:
     @property
     def started(self) -> str:
         """When the run started, as env.json says: ISO 8601 in UTC, so it sorts; "" when that cannot be read."""
+        return self._environment("started")
+
+    def _environment(self, key: str) -> str:
         try:
-            started = json.loads(read_text(self.path / "env.json"))["started"]
+            value = json.loads(read_text(self.path / "env.json"))[key]
         except (CheckpointError, ValueError, KeyError, TypeError, RecursionError):
             return ""
-        return started if isinstance(started, str) else ""
+        return value if isinstance(value, str) else ""
 
 
 def read_text(path: Path, longest: int = LONGEST, errors: str = "strict") -> str:
@@ -131,7 +152,7 @@ def _require_new(path: Path) -> None:
                 raise CheckpointError(
                     f"{path}: is not a directory, expected a new or empty one: name another with --out"
                 )
-            if any(path.iterdir()):
+            if any(entry.name != LOCK for entry in path.iterdir()):
                 raise UsageError(_taken(path))
     nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
@@ -142,11 +163,33 @@ def _require_new(path: Path) -> None:
 def _taken(path: Path) -> str:
     number = next(i for i in range(2, 1 << 30) if not os.path.lexists(f"{path}-{i}"))
     return (
-        f"--out {path}: is not empty, and a run starts in a new directory: name another, such as --out {path}-{number}"
+        f"--out {path}: is not empty, and a run starts in a new directory: name another, such as --out {path}-{number}, or go on "
+        "with the run that is there by --resume"
     )
 
 
 # --- finding a checkpoint --------------------------------------------------------------------------------------------
+
+
+def find_run(wish: str, out: str | None) -> Run | None:
+    """The run that --resume means: a directory, else that of --out, else the newest under runs/. wish: "0" for none, "1" for one
+    if there is one, "newest" or a directory for one that must be there. Raises CheckpointError, UsageError."""
+    if wish == "0":
+        return None
+    if wish not in ("1", "newest"):
+        if out is not None and Path(out) != Path(wish):
+            raise UsageError(f"--resume {wish} and --out {out} name two runs: leave one out")
+        out = wish
+    found = newest_run() if out is None else Run(out) if (Path(out) / "config.toml").is_file() else None
+    if found is None and wish != "1":
+        raise CheckpointError(f"{out or RUNS}: no run to resume is there, expected a directory with a config.toml")
+    return found
+
+
+def newest_run() -> Run | None:
+    """The run under runs/ that was started last."""
+    runs = [Run(path) for path in _runs() if (path / "config.toml").is_file()]
+    return max(runs, key=lambda run: (run.started, run.path.name), default=None)
 
 
 def find_checkpoint(where: str | None) -> Path:
@@ -168,20 +211,3 @@ def find_checkpoint(where: str | None) -> Path:
     if not found:
         raise CheckpointError(f"{where}: holds no checkpoint, expected checkpoints/step_.../{MODEL} or {MODEL} in it")
     return found
-
-
-# --- config.toml -----------------------------------------------------------------------------------------------------
-
-
-def toml(values: dict[str, str | int | float | bool | None]) -> str:
-    """A flat TOML table; None is left out. Floats keep every digit (toml.io, v1.0)."""
-    return "".join(f"{key} = {_toml_value(value)}\n" for key, value in values.items() if value is not None)
-
-
-def _toml_value(value) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        # JSON's escapes are TOML's, but for DEL, and surrogates that UTF-8 cannot hold
-        return json.dumps(value.encode("utf-8", "replace").decode(), ensure_ascii=False).replace("\x7f", "\\u007f")
-    return repr(value)

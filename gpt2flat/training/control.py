@@ -1,0 +1,83 @@
+"""control.toml: a file in the run directory that changes a run while it goes on. Obeyed before the next update.
+
+    lr = 3e-4                  # in place of --lr, from now on; the schedule's shape stays
+    sample_prompt = "Once"     # what samples go on from
+    save = true                # save now, once each time the file changes
+    stop = true                # save and stop
+
+What was obeyed is written into metrics.jsonl, and a resume goes by that. A key that is taken out keeps its effect."""
+
+import hashlib
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import CheckpointError, DataError, UsageError
+from .metrics import read_events
+from .run import LONGEST, read_text
+from .settings import SETTINGS
+
+FILE = "control.toml"
+ONCE = ("save", "stop")
+
+
+class Control:
+    """run: its directory; step: where it starts or goes on: what an earlier start obeyed from there on is obeyed again at its
+    steps; encode: text -> ids, as of --sample-prompt; warn: told what is wrong with the file."""
+
+    def __init__(self, run: Path, step: int, encode: Callable, warn: Callable[[str], None]):
+        self._path, self._encode, self._warn, self._stamp = run / FILE, encode, warn, None
+        events = list(read_events(run, "control"))
+        self._past = {event["step"]: event["control"] for event in events if event["step"] >= step}
+        self._seen = events[-1]["control"].get("file") if events else None
+        prompts = [e["control"]["sample_prompt"] for e in events if e["step"] < step and "sample_prompt" in e["control"]]
+        self._prompt = encode(prompts[-1]) if prompts else None
+
+    def read(self, step: int) -> dict:
+        """What is to change before update `step`: lr, sample_prompt, save, stop; usually {}. "file", a digest of it, is there when it
+        was the file that said so, now."""
+        changes = {name: value for name, value in self._past.pop(step, {}).items() if name not in (*ONCE, "file")}
+        try:
+            status = self._path.stat()
+        except OSError:
+            status = None
+        stamp = status and (status.st_mtime_ns, status.st_size, status.st_ino)
+        if stamp and stamp != self._stamp:
+            self._stamp = stamp
+            changes |= self._obey()
+        if "sample_prompt" in changes:
+            self._prompt = self._encode(changes["sample_prompt"])
+        return changes
+
+    def prompt(self, usual):
+        """The ids that samples go on from: `usual` unless control.toml gave a text."""
+        return usual if self._prompt is None else self._prompt
+
+    def _obey(self) -> dict:
+        try:
+            text = read_text(self._path, LONGEST)
+            digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+            if digest == self._seen:
+                return {}
+            self._seen = digest
+            changes = parse(text)
+            if "sample_prompt" in changes:
+                self._encode(changes["sample_prompt"])
+        except (CheckpointError, DataError, UsageError, ValueError, RecursionError) as problem:
+            self._warn(f"{FILE} is left alone: {problem}")
+            return {}
+        return changes | {"file": digest} if changes else {}
+
+
+def parse(text: str) -> dict:
+    """The changes that a control.toml asks for. Raises UsageError, ValueError for what is none."""
+    changes = {}
+    for name, value in tomllib.loads(text).items():
+        if name in ("lr", "sample_prompt"):
+            changes[name] = SETTINGS[name].of_file(value)
+        elif name in ONCE and type(value) is bool:
+            if value:
+                changes[name] = True
+        else:
+            raise UsageError(f"{name} = {value!r}: expected lr, sample_prompt, save or stop")
+    return changes

@@ -1,0 +1,222 @@
+"""From settings to a run that is ready: a fresh one, or one that goes on where a checkpoint was taken. All is checked, and
+nothing of a fresh run is written, before its directory is reserved."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+from ..benchmarks.machine import faster_precision
+from ..data.tokens import TokenLoader, fingerprint
+from ..errors import CheckpointError, UsageError
+from ..kernels import Threads, default_threads
+from ..model import Model
+from . import config
+from .checkpoints import Checkpoint, Checkpoints
+from .inputs import Data, Start, check_shards, find_data, find_start, prompt_ids, shape_of
+from .run import Run, find_run, new_run
+from .metrics import read_events
+from .saving import load
+from .settings import SETTINGS, SHAPE, accumulation, resolve, settle
+from .trackers import wanted
+from .trainer import Trainer
+
+KINDS = {  # what a resume compares: what it is, and how to go on all the same
+    "data": "the tokens to train on or their validation",
+    "vocabulary": "the tokenizer",
+    "isa": "the kernels, whose sums differ in the last bits",
+    "settings": "config.toml",
+}
+
+REORDERING = {"batch_size", "seq_len", "total_batch_size", "data_seed", "overfit"}  # settings that change which batches come
+
+ELSEWHERE = {"out", "threads"}  # what a run is on another machine or in another place
+
+
+@dataclass
+class Ready:
+    """A run that can start. facts: what a later resume compares. resumed: the step it goes on from, None for a fresh run;
+    notes: what to tell about that; changed: settings that differ from the run's, name: (before, now)."""
+
+    s: SimpleNamespace
+    run: Run
+    trainer: Trainer
+    data: Data
+    validation: TokenLoader | None
+    prompt: object
+    title: str
+    threads: Threads
+    facts: dict
+    resumed: int | None = None
+    notes: list[str] = field(default_factory=list)
+    changed: dict[str, tuple] = field(default_factory=dict)
+
+    @property
+    def model(self) -> Model:
+        return self.trainer.model
+
+
+def prepare(given: dict[str, object], folders: list[Path], open_kernels: Callable) -> Ready:
+    """given: flags; folders: where data is looked for; open_kernels(name or None): the kernels. Raises Gpt2FlatError."""
+    if wish := given.get("resume"):
+        run = find_run(wish, given.get("out"))
+        if run:
+            return _resume(run, given, folders, open_kernels)
+    if given.get("config"):
+        given = config.read(given["config"]) | given
+    return _fresh(given, folders, open_kernels)
+
+
+def _fresh(given: dict[str, object], folders: list[Path], open_kernels: Callable) -> Ready:
+    start = find_start(given.get("init"), given.get("tokenizer"), folders)
+    shape = start.shape()
+    if start.path is None:
+        del shape["vocab_size"]  # the tokenizer decides
+    s = resolve(given, shape, start.path is not None)
+    wanted(s.report_to or "")  # a package that is missing is told now
+    model_config = shape_of(start, given)
+    kernels = open_kernels(None if s.backend == "auto" else s.backend)
+    data = find_data(s, start, folders)
+    if start.path is None:
+        model_config = replace(model_config, vocab_size=data.vocab_size, padded_vocab_size=0)
+    batches, validation = _loaders(s, data, model_config.vocab_size)
+    check_shards(data.train + data.val, model_config.vocab_size)
+    prompt = prompt_ids(s.sample_prompt, data.tokenizer)
+    target = new_run(s.out, start.name, data.name)  # the name; it is taken last
+    if s.precision == "auto":
+        s.precision = faster_precision(kernels, default_threads(s.threads).count)
+    options = _options(s, kernels)
+    Model(model_config, **options).plan(s.batch_size, s.seq_len, training=True)  # what cannot fit fails before a weight is drawn
+    if start.path:
+        model = Model.load(start.path, block_size=model_config.block_size, **options)
+    else:
+        model = Model.init(model_config, s.seed, **options)
+    model.plan(s.batch_size, s.seq_len, training=True)
+    target.reserve()
+    settled = {name: getattr(model_config, name) for name in SHAPE}
+    settled |= {"init": str(start.path or start.name), "threads": model.threads, "out": str(target.path), "steps": _steps(s, batches)}
+    threads = default_threads(s.threads)
+    s = SimpleNamespace(**(vars(s) | settled))
+    title = str(start.path) if start.path else f"{start.name} from scratch, seed {s.seed}"
+    return Ready(s, target, Trainer(model, batches, s), data, validation, prompt, title, threads, _facts(s, model, data))
+
+
+def _resume(run: Run, given: dict[str, object], folders: list[Path], open_kernels: Callable) -> Ready:
+    for name in ("init", "config", *SHAPE):
+        if name in given:
+            raise UsageError(f"{SETTINGS[name].flag} is for a new run, and --resume goes on with {run.path}: leave one of them out")
+    run.lock()
+    before = config.stored(run.config)
+    typed = {name: value for name, value in given.items() if name not in ("out", "resume", "override")}
+    s = settle(before, typed)
+    wanted(s.report_to or "")
+    s.out, s.override = str(run.path), given.get("override")
+    changed = {name: (before[name], value) for name, value in vars(s).items() if name in typed and before[name] != value}
+    store = Checkpoints(run.checkpoints, run.id)
+    found = store.newest()
+    notes = [f"passed over {path}: {why}" for path, why in store.passed_over]
+    if found is None:
+        raise CheckpointError("; ".join([f"{run.path}: holds no checkpoint that is whole, so there is nothing to resume", *notes]))
+    made = settings_at(run, found)
+    edited = {name: value for name, value in before.items() if value != made.get(name) and not SETTINGS[name].this_start and name not in ELSEWHERE}
+    if edited and "settings" not in _allowed(s):
+        told = ", ".join(f"{name} {made.get(name)} -> {value}" for name, value in edited.items())
+        raise CheckpointError(f"{run.config}: not what the run was made with: {told}: give flags, or --override settings to have it so")
+    p = reopen(run, found, s, folders, open_kernels, changed)
+    p.notes, p.resumed, p.changed, p.threads = notes + p.notes, found.step, changed, default_threads(given.get("threads"))
+    return p
+
+
+def settings_at(run: Run, found: Checkpoint) -> dict[str, object]:
+    """All settings that held right after a checkpoint: its own, and what was typed when the run went on from there."""
+    settings = dict.fromkeys(SETTINGS) | found.facts["settings"]
+    for event in read_events(run.path, "resumed"):
+        if event["step"] >= found.step:
+            settings |= event["resumed"]
+    return settings
+
+
+def reopen(run: Run, found: Checkpoint, s: SimpleNamespace, folders: list[Path], open_kernels: Callable, changed: dict = {}, **options) -> Ready:
+    """The run as it was when a checkpoint of it was taken. changed: settings that may differ; options: other ones of the model.
+
+    Raises CheckpointError for data, a vocabulary or kernels that are not those of the run, unless s.override names them."""
+    kernels = open_kernels(None if s.backend == "auto" else s.backend)
+    if s.precision == "auto":
+        s.precision = faster_precision(kernels, default_threads(s.threads).count)
+    model = Model.load(found.model, **_options(s, kernels) | options)
+    data = find_data(s, Start(str(s.init), found.model, model.config), folders)
+    batches, validation = _loaders(s, data, model.config.vocab_size)
+    check_shards(data.train + data.val, model.config.vocab_size)
+    model.plan(s.batch_size, s.seq_len, training=True)
+    s.steps, s.threads, notes = _steps(s, batches), model.threads, []
+    facts = _facts(s, model, data)
+    same = _compare(found, facts, s, changed, notes)
+    trainer = Trainer(model, batches, s)
+    trainer.restore(load(model, found), same)
+    prompt = prompt_ids(s.sample_prompt, data.tokenizer)
+    return Ready(s, run, trainer, data, validation, prompt, str(found.path), default_threads(s.threads), facts, notes=notes)
+
+
+def _allowed(s) -> set[str]:
+    allowed = set(filter(None, (s.override or "").split(",")))
+    if unknown := allowed - KINDS.keys():
+        raise UsageError(f"--override {','.join(sorted(unknown))}: expected {', '.join(KINDS)}")
+    return allowed
+
+
+def _compare(found: Checkpoint, facts: dict, s, changed: dict, notes: list[str]) -> bool:
+    """Whether the run goes on with the same data in the same batches. Raises CheckpointError for a change that is not allowed."""
+    allowed = _allowed(s)
+    typed = {"data": {"train_data", "val_data", "dataset", "val_fraction", "tokenizer"}, "isa": {"backend", "precision"}, "vocabulary": {"tokenizer"}}
+    differ = {kind for kind in typed if found.facts.get(kind) != facts[kind]}
+    refused = sorted(kind for kind in differ if kind not in allowed and not typed[kind] & changed.keys())
+    if refused:
+        told = "; ".join(f"{kind} ({KINDS[kind]}) was {found.facts.get(kind)}, is {facts[kind]}" for kind in refused)
+        raise CheckpointError(f"{found.path}: not the same run any more: {told}: --override {','.join(refused)} goes on all the same")
+    notes += [f"{kind} changed" for kind in sorted(differ)]
+    if REORDERING & changed.keys() or facts["data"]["train"] != (found.facts.get("data") or {}).get("train"):
+        notes.append("other batches than before: the data starts a new epoch")
+        return False
+    return True
+
+
+def _loaders(s, data: Data, vocab_size: int) -> tuple[TokenLoader, TokenLoader | None]:
+    shape = (s.batch_size, s.seq_len, vocab_size)
+    batches = TokenLoader(data.train, *shape, shuffle=not s.overfit, seed=s.data_seed)
+    return batches, TokenLoader(data.val, *shape) if data.val and s.val_every else None
+
+
+def _steps(s, batches: TokenLoader) -> int:
+    epoch = batches.batches / accumulation(s)
+    if s.epochs is not None:
+        return max(1, round(s.epochs * epoch))
+    return max(1, round(epoch)) if s.steps < 0 else s.steps
+
+
+def _options(s, kernels) -> dict:
+    return dict(attention=s.attention, threads=s.threads, kernels=kernels, trace=s.trace, precision=s.precision,
+                recompute=s.recompute, fused=s.fused)  # fmt: skip
+
+
+def _facts(s, model: Model, data: Data) -> dict:
+    """What must be the same for a resume with the same bits, besides the settings."""
+    tokenizer = data.tokenizer
+    words = f"{tokenizer.kind} {tokenizer.eot} {tokenizer.tokens!r}" if tokenizer else f"none, V {model.config.vocab_size}"
+    return {
+        "data": {"train": fingerprint(data.train), "val": fingerprint(data.val)},
+        "vocabulary": hashlib.sha256(words.encode()).hexdigest()[:16],
+        "isa": _order_of_sums(model.kernels, model.precision),
+        "settings": {name: value for name, value in vars(s).items() if value is not None and not SETTINGS[name].this_start},
+    }
+
+
+def _order_of_sums(kernels, precision: str) -> str:
+    """What decides the last bits: in fp32 AVX2 and AVX-512 are one."""
+    if kernels.name == "numba" or kernels.isa == "scalar":
+        width = ""
+    elif precision == "bf16" and kernels.multiplies_bf16:
+        width = " in pairs"
+    else:
+        width = " in vectors"
+    return f"{kernels.name}{width} {precision}"
