@@ -44,6 +44,8 @@ def body(argv: list[str]) -> int:
         raise UsageError("--save writes what --show names: add --show TENSOR ...")
     start, found = time.perf_counter(), checkpoint_before(source, args.step)
     replay = Replay(source, found, data_folders(), open_kernels, args.override)
+    for name in args.show:
+        replay.view(name)  # one that is not there is told before the work
     say("from", f"{found.path}, {replay.ready.model.kernels.label}")
     odd = [done for done in replay.to(args.step) if not done.equal]
     loss = replay.look()

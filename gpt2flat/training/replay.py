@@ -42,7 +42,7 @@ class Replay:
         self._resumed = list(read_events(run.path, "resumed"))
         self._controls = {event["step"]: event["control"] for event in read_events(run.path, "control")}
         self._losses = {event["step"]: event["loss"] for event in read_events(run.path, "loss")}
-        s = settle(dict.fromkeys(settings_at(run, found)), settings_at(run, found))
+        s = settle(settings_at(run, found), {})
         s.override = override
         # every tensor is kept: no bit depends on these
         self.ready: Ready = reopen(run, found, s, folders, open_kernels, fused=False, recompute=0)

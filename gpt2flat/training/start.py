@@ -2,7 +2,7 @@
 nothing of a fresh run is written, before its directory is reserved."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,12 +59,17 @@ class Ready:
 
 def prepare(given: dict[str, object], folders: list[Path], open_kernels: Callable) -> Ready:
     """given: flags; folders: where data is looked for; open_kernels(name or None): the kernels. Raises Gpt2FlatError."""
+    if given.get("config"):
+        given = config.read(given["config"]) | given
     if wish := given.get("resume"):
         run = find_run(wish, given.get("out"))
         if run:
-            return _resume(run, given, folders, open_kernels)
-    if given.get("config"):
-        given = config.read(given["config"]) | given
+            run.lock()
+            try:
+                return _resume(run, given, folders, open_kernels)
+            except BaseException:
+                run.release()
+                raise
     return _fresh(given, folders, open_kernels)
 
 
@@ -93,26 +98,26 @@ def _fresh(given: dict[str, object], folders: list[Path], open_kernels: Callable
     else:
         model = Model.init(model_config, s.seed, **options)
     model.plan(s.batch_size, s.seq_len, training=True)
+    facts = _facts(s, model, data)
     target.reserve()
     settled = {name: getattr(model_config, name) for name in SHAPE}
     settled |= {"init": str(start.path or start.name), "threads": model.threads, "out": str(target.path), "steps": _steps(s, batches)}
     threads = default_threads(s.threads)
     s = SimpleNamespace(**(vars(s) | settled))
     title = str(start.path) if start.path else f"{start.name} from scratch, seed {s.seed}"
-    return Ready(s, target, Trainer(model, batches, s), data, validation, prompt, title, threads, _facts(s, model, data))
+    facts["settings"] = _made_with(s)
+    return Ready(s, target, Trainer(model, batches, s), data, validation, prompt, title, threads, facts)
 
 
 def _resume(run: Run, given: dict[str, object], folders: list[Path], open_kernels: Callable) -> Ready:
-    for name in ("init", "config", *SHAPE):
-        if name in given:
-            raise UsageError(f"{SETTINGS[name].flag} is for a new run, and --resume goes on with {run.path}: leave one of them out")
-    run.lock()
     before = config.stored(run.config)
-    typed = {name: value for name, value in given.items() if name not in ("out", "resume", "override")}
-    s = settle(before, typed)
+    for name in ("init", *SHAPE):
+        if given.get(name, before[name]) != before[name]:
+            raise UsageError(f"{SETTINGS[name].flag} {given[name]}: {run.path} goes on with {before[name]}: leave it out, or --resume")
+    s = settle(before, {name: value for name, value in given.items() if name not in ("out", "resume")})
     wanted(s.report_to or "")
-    s.out, s.override = str(run.path), given.get("override")
-    changed = {name: (before[name], value) for name, value in vars(s).items() if name in typed and before[name] != value}
+    s.out = str(run.path)
+    typed = {name for name in given if name not in ELSEWHERE and not SETTINGS[name].this_start}
     store = Checkpoints(run.checkpoints, run.id)
     found = store.newest()
     notes = [f"passed over {path}: {why}" for path, why in store.passed_over]
@@ -123,8 +128,9 @@ def _resume(run: Run, given: dict[str, object], folders: list[Path], open_kernel
     if edited and "settings" not in _allowed(s):
         told = ", ".join(f"{name} {made.get(name)} -> {value}" for name, value in edited.items())
         raise CheckpointError(f"{run.config}: not what the run was made with: {told}: give flags, or --override settings to have it so")
-    p = reopen(run, found, s, folders, open_kernels, changed)
-    p.notes, p.resumed, p.changed, p.threads = notes + p.notes, found.step, changed, default_threads(given.get("threads"))
+    p = reopen(run, found, s, folders, open_kernels, {name for name in typed if vars(s)[name] != before[name]})
+    p.changed = {name: (before[name], vars(s)[name]) for name in sorted(typed) if vars(s)[name] != before[name]}
+    p.notes, p.resumed, p.threads = notes + p.notes, found.step, default_threads(given.get("threads"))
     return p
 
 
@@ -137,7 +143,7 @@ def settings_at(run: Run, found: Checkpoint) -> dict[str, object]:
     return settings
 
 
-def reopen(run: Run, found: Checkpoint, s: SimpleNamespace, folders: list[Path], open_kernels: Callable, changed: dict = {}, **options) -> Ready:
+def reopen(run: Run, found: Checkpoint, s: SimpleNamespace, folders: list[Path], open_kernels: Callable, changed: Iterable[str] = (), **options) -> Ready:
     """The run as it was when a checkpoint of it was taken. changed: settings that may differ; options: other ones of the model.
 
     Raises CheckpointError for data, a vocabulary or kernels that are not those of the run, unless s.override names them."""
@@ -151,7 +157,7 @@ def reopen(run: Run, found: Checkpoint, s: SimpleNamespace, folders: list[Path],
     model.plan(s.batch_size, s.seq_len, training=True)
     s.steps, s.threads, notes = _steps(s, batches), model.threads, []
     facts = _facts(s, model, data)
-    same = _compare(found, facts, s, changed, notes)
+    same = _compare(found, facts, s, set(changed), notes)
     trainer = Trainer(model, batches, s)
     trainer.restore(load(model, found), same)
     prompt = prompt_ids(s.sample_prompt, data.tokenizer)
@@ -165,17 +171,17 @@ def _allowed(s) -> set[str]:
     return allowed
 
 
-def _compare(found: Checkpoint, facts: dict, s, changed: dict, notes: list[str]) -> bool:
+def _compare(found: Checkpoint, facts: dict, s, changed: set[str], notes: list[str]) -> bool:
     """Whether the run goes on with the same data in the same batches. Raises CheckpointError for a change that is not allowed."""
     allowed = _allowed(s)
     typed = {"data": {"train_data", "val_data", "dataset", "val_fraction", "tokenizer"}, "isa": {"backend", "precision"}, "vocabulary": {"tokenizer"}}
     differ = {kind for kind in typed if found.facts.get(kind) != facts[kind]}
-    refused = sorted(kind for kind in differ if kind not in allowed and not typed[kind] & changed.keys())
+    refused = sorted(kind for kind in differ if kind not in allowed and not typed[kind] & changed)
     if refused:
         told = "; ".join(f"{kind} ({KINDS[kind]}) was {found.facts.get(kind)}, is {facts[kind]}" for kind in refused)
         raise CheckpointError(f"{found.path}: not the same run any more: {told}: --override {','.join(refused)} goes on all the same")
     notes += [f"{kind} changed" for kind in sorted(differ)]
-    if REORDERING & changed.keys() or facts["data"]["train"] != (found.facts.get("data") or {}).get("train"):
+    if REORDERING & changed or facts["data"]["train"] != (found.facts.get("data") or {}).get("train"):
         notes.append("other batches than before: the data starts a new epoch")
         return False
     return True
@@ -207,8 +213,12 @@ def _facts(s, model: Model, data: Data) -> dict:
         "data": {"train": fingerprint(data.train), "val": fingerprint(data.val)},
         "vocabulary": hashlib.sha256(words.encode()).hexdigest()[:16],
         "isa": _order_of_sums(model.kernels, model.precision),
-        "settings": {name: value for name, value in vars(s).items() if value is not None and not SETTINGS[name].this_start},
+        "settings": _made_with(s),
     }
+
+
+def _made_with(s) -> dict[str, object]:
+    return {name: value for name, value in vars(s).items() if value is not None and not SETTINGS[name].this_start}
 
 
 def _order_of_sums(kernels, precision: str) -> str:
