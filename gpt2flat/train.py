@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .benchmarks.machine import measure_peak
 from .command import Parser, StopSignal, data_folders, environment, open_kernels, run
-from .errors import CheckpointError, DataError, UsageError
+from .errors import DataError, Gpt2FlatError, NonFiniteError, UsageError
 from .training import config
 from .training.control import Control
 from .training.inputs import prompt_ids
@@ -151,9 +151,10 @@ def _record(events, p: Ready, saver: Saver, metrics: Metrics, screen: Screen) ->
             if isinstance(event, Stopped):
                 return event
             screen.show(event)
-    except (OSError, DataError, CheckpointError):
-        # nobody reads the screen any more (Ctrl-C also ends a `| tee`), the data is gone, or a disk is full
-        saver.rescue(p.trainer.state())
+    except (OSError, Gpt2FlatError) as problem:
+        # nobody reads the screen any more (Ctrl-C also ends a `| tee`), the data is gone, a disk is full: keep what was learned;
+        # but weights that lead to a NaN are not to push out an older checkpoint
+        saver.rescue(None if isinstance(problem, NonFiniteError) else p.trainer.state())
         raise
 
 

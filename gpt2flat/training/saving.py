@@ -64,10 +64,11 @@ class Saver:
                 self._at = None
             yield Saved(save.step, str(save.path), save.seconds, save.blocked, save.problem and str(save.problem))
 
-    def rescue(self, state: dict) -> None:
-        """Saves what there is while another failure is on its way out, which a failure here must not hide."""
+    def rescue(self, state: dict | None) -> None:
+        """Saves `state`, if any, and finishes what has begun while another failure is on its way out: a failure here must not hide
+        it."""
         try:
-            if self.due(state["step"], True, False):
+            if state and self.due(state["step"], True, False):
                 self.start(state, None)
             self.finish()
         except Gpt2FlatError:
