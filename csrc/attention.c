@@ -12,8 +12,7 @@ static Heads heads_of(int64_t B, int64_t T, int64_t NH, int64_t KVH, int64_t HS,
     return (Heads){.B = B, .T = T, .NH = NH, .KVH = KVH, .HS = HS, .bf16 = BF16 != 0, .QB = queries, .KB = keys,
                    .width = (NH + 2 * KVH) * HS, .pitch = NH * HS, .wide = round_up(HS, 16), .deep = items(HS, BF16),
                    .tall = round_up(queries, MR), .scale = scale, .scale2 = scale * LOG2E,
-                   .keep = p > 0.0f ? 1.0f / (1.0f - p) : 0.0f, .key = (uint32_t)key,
-                   .threshold = (uint32_t)((double)p * 4294967296.0)};
+                   .drop = drop_of(p, key)};
 }
 
 // where q, k, v and out of query head bh lie, from token 0 of its batch
@@ -23,17 +22,16 @@ static Place place_of(const Heads *h, int64_t bh) {
     return (Place){row + head * h->HS, row + kv * h->HS, row + (kv + h->KVH) * h->HS, b * h->T * h->pitch + head * h->HS};
 }
 
-// a counter-based random word: what is dropped depends on the key and the place alone (two rounds of a 32-bit mixer)
-INLINE uint32_t mix32(uint32_t x) {
-    x ^= x >> 16, x *= 0x7feb352du;
-    x ^= x >> 15, x *= 0x846ca68bu;
-    return x ^ x >> 16;
+// p *= mask, n numbers in whole vectors
+INLINE void times(float *p, const float *mask, int64_t n) {
+    for (int64_t j = 0; j < n; j += 16) v16_store(p + j, v16_mul(v16_load(p + j), v16_load(mask + j)));
 }
 
-// p[j] *= 0 or keep, for keys j0 .. j0 + n of query i of head number bh
+// drops from the probabilities p of keys j0 .. j0 + n for query i of head number bh
 static void drop(float *p, const Heads *h, int64_t bh, int64_t i, int64_t j0, int64_t n) {
-    uint32_t row = mix32(mix32(h->key ^ (uint32_t)bh * 0x9e3779b9u) + (uint32_t)i);
-    for (int64_t j = 0; j < n; j++) p[j] *= mix32(row ^ mix32((uint32_t)(j0 + j))) < h->threshold ? 0.0f : h->keep;
+    float mask[LD];
+    drop_mask(mask, h->drop, bh, i, j0, n);
+    times(p, mask, n);
 }
 
 // 2^x, |error| <= 2 ulp, for x up to 127; 0 below -126, NaN stays. Scores come times log2(e), which saves exp a reduction.
@@ -139,7 +137,7 @@ static void softmax_tile(float *p, float *o, float *most, float *total, const He
             all = v16_add(all, e);
         }
         sum[i] = v16_sum(all);
-        if (h->keep > 0.0f) drop(p + i * LD, h, bh, t.i0 + i, t.j0, seen);
+        if (h->drop.threshold) drop(p + i * LD, h, bh, t.i0 + i, t.j0, seen);
     }
     for (int64_t i = hidden; i < t.rows; i += 16)
         v16_store(total + i, v16_add(v16_mul(v16_load(total + i), v16_load(old + i)), v16_load(sum + i)));
@@ -206,7 +204,8 @@ typedef struct {
 static void backward_row(float *p, float *dp, const float *att, float lse, float dot_i, const Heads *h, int64_t bh, int64_t i,
                          int64_t j0, int64_t seen) {
     v16 dot = v16_set(dot_i), scale = v16_set(h->scale), by = v16_set(h->scale2), shift = v16_set(-lse * LOG2E);
-    if (h->keep > 0.0f) drop(dp, h, bh, i, j0, seen);
+    float mask[LD];
+    if (h->drop.threshold) drop_mask(mask, h->drop, bh, i, j0, seen), times(dp, mask, seen);
     FOR16(j, m, seen) {
         v16 p_j = att ? load16(att + j, m) : exp2_16(v16_min(v16_set(127.0f), v16_fma(v16_load(p + j), by, shift)));
         v16 ds = v16_mul(v16_mul(p_j, v16_sub(v16_load(dp + j), dot)), scale);
@@ -214,7 +213,7 @@ static void backward_row(float *p, float *dp, const float *att, float lse, float
         v16_store(p + j, p_j);
         v16_store(dp + j, ds);
     }
-    if (h->keep > 0.0f) drop(p, h, bh, i, j0, seen);
+    if (h->drop.threshold) times(p, mask, seen);
 }
 
 // what one tile gives to dk and dv, and to dq
@@ -341,7 +340,7 @@ static void standard_tile(float *out, float *scores, float *att, const float *in
         for (int64_t i = hidden_rows(t); i < rows; i++) {
             int64_t seen = seen_keys(t, i);
             FOR16(j, m, seen) v16_store(f->p + i * LD + j, load16(p + i * T + j0 + j, m));
-            if (h->keep > 0.0f) drop(f->p + i * LD, h, bh, i0 + i, j0, seen);
+            if (h->drop.threshold) drop(f->p + i * LD, h, bh, i0 + i, j0, seen);
         }
         hide(f->p, t);
         pair_rows(f->p, f->p, h, t);

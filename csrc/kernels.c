@@ -10,6 +10,7 @@
 #include "layernorm.c"
 #include "embedding.c"
 #include "residual.c"
+#include "dropout.c"
 #include "fused.c"
 #include "classifier.c"
 #include "tiles.c"

@@ -53,6 +53,18 @@ void residual_forward(float *out, const float *inp1, const float *inp2, int64_t 
 void residual_backward(float *dinp1, float *dinp2, const float *dout, int64_t N, int64_t C, int64_t NT,
                        int64_t acc_inp1, int64_t acc_inp2);
 
+// dropout: out = added + inp keep / (1 - p_drop), added may be NULL   parallel over N C
+//   out,inp,added (N,C)  p_drop (1) in [0,1)  key_drop (1)            0 copies or adds to the bit
+//   keep is 0 where the random word of the place is below p_drop 2^32, else 1, and does not depend on what computes it:
+//     word(key, plane, row, column) = mix(mix(mix(key ^ plane 0x9e3779b9) + row) ^ mix(column)), all of 32 bits, with
+//     mix(x): x ^= x >> 16, x *= 0x7feb352d, x ^= x >> 15, x *= 0x846ca68b, x ^ x >> 16
+//   here plane is 0, row and column are the upper and the lower half of the index into N C
+void dropout_forward(float *out, const float *inp, const float *added, const float *p_drop, const int32_t *key_drop, int64_t N,
+                     int64_t C, int64_t NT);
+// dinp = dout keep / (1 - p_drop), the same mask; dadded = dout, or NULL where that is its home already
+void dropout_backward(float *dinp, float *dadded, const float *dout, const float *p_drop, const int32_t *key_drop, int64_t N,
+                      int64_t C, int64_t NT, int64_t acc_inp, int64_t acc_added);
+
 // linear_residual: out = added + (inp weight^T + bias); gelu_linear: out = added + (gelu(inp) weight^T + bias), added may be NULL
 //   out,added (N,OC)  the rest as linear's; the bits of linear, gelu and residual apart, without what lies between them
 //   dadded = dout, or NULL where that is its home already
@@ -71,7 +83,7 @@ int64_t gelu_linear_scratch(int64_t N, int64_t C, int64_t OC, int64_t BF16, int6
 
 // attention (flash, causal): per head out = softmax(q k^T / sqrt(HS)) v; query head h reads key/value head h / (NH / KVH)
 //   out (B*T, NH*HS)  lse (B,NH,T)  inp (B*T, (NH + 2*KVH)*HS): q heads | k heads | v heads
-//   p_drop (1), key_drop (1): each probability is kept with 1 - p_drop and scaled by 1 / (1 - p_drop); 0 costs nothing
+//   p_drop (1), key_drop (1): dropout of each probability, plane b NH + h, row query, column key; 0 costs nothing
 //   QB, KB: queries and (of backward; forward takes its blocks of 192) keys of a tile, multiples of 16 up to 512 and 192;
 //   0 = as the kernel likes. They change no bit.
 //   forward parallel over B NH and chunks of queries, backward over B KVH or, where these are few, over blocks of keys for dk,

@@ -8,8 +8,8 @@ typedef struct {
     int64_t B, T, NH, KVH, HS, bf16, QB, KB;
     int64_t width, pitch;              // floats of a row of inp and of out
     int64_t wide, deep, tall;          // HS padded to whole vectors; items that hold HS; QB padded to whole panels
-    float scale, scale2, keep;         // 1 / sqrt(HS), for e and for 2 as the base; 1 / (1 - p_drop), or 0 without dropout
-    uint32_t key, threshold;           // a probability is dropped when its random word is below the threshold
+    float scale, scale2;               // 1 / sqrt(HS), for e and for 2 as the base
+    Drop drop;                         // of probabilities
 } Heads;
 
 // queries [i0, i0 + rows), keys [j0, j0 + keys)

@@ -68,7 +68,12 @@ class Case:
 
     def __str__(self) -> str:
         words = [self.kernel, *(f"{d}{n}" for d, n in self.sizes), self.fill, f"acc{self.acc}"]
-        return "-".join(words + ["absent"] * self.absent + [f"poison_{self.poison}"] * bool(self.poison))
+        return "-".join(
+            words
+            + ["absent"] * self.absent
+            + [f"drop{self.p_drop}"] * bool(self.p_drop)
+            + [f"poison_{self.poison}"] * bool(self.poison)
+        )
 
 
 def dims_of(op, free: dict[str, int]) -> tuple[tuple[str, int], ...]:
@@ -114,7 +119,7 @@ def _inputs(case: Case) -> dict[str, np.ndarray | None]:
     for arg in op.args("read", "index", "knob", "weight"):
         known[arg.name] = None if arg.optional and case.absent else numbers(case, arg)
     if any(arg.const and arg.role in ("written", "saved") for arg in kernel.args):
-        forward = truth.run(op.forward.name, known | keeping(case), case.dims)
+        forward = truth.run(op.forward.name, known, case.dims)
         known |= {arg.name: forward[arg.name].value.astype(np.float32) for arg in op.args("written", "saved")}
     given = {}
     for i, arg in enumerate(kernel.args):
@@ -171,20 +176,6 @@ def _onehot(rng, shape) -> np.ndarray:
     return array
 
 
-def keeping(case: Case, key: int = 12345) -> dict[str, np.ndarray]:
-    """{"keep": which probabilities dropout keeps}, seen through the identity: q = k = 0 and v = 1 give out = att."""
-    if not case.p_drop:
-        return {}
-    B, T, NH = (case.dims[d] for d in ("B", "T", "NH"))
-    inp = np.zeros((B, T, 3, NH, T), np.float32)
-    inp[:, :, 2] = np.eye(T)[None, :, None, :]
-    out = np.empty((B * T, NH * T), np.float32)
-    knobs = {"p_drop": np.float32([case.p_drop]), "key_drop": np.int32([key])}
-    lse = np.empty((B, NH, T), np.float32)
-    kernels.run("attention_forward", out=out, lse=lse, inp=inp.reshape(B * T, -1), KVH=NH, HS=T, **knobs)
-    return {"keep": out.reshape(B, T, NH, T).swapaxes(1, 2) > 0}
-
-
 # --- memory
 
 HOME = Placed  # where arrays are put (homes.py); test_sanitizers.py takes Bare
@@ -230,7 +221,7 @@ def expected(case: Case) -> dict[str, truth.Num]:
     """What the kernel must write, with bounds: the reference, plus the old values where acc says so."""
     kernel, given = KERNELS[case.kernel], inputs(case)
     arrays = {n: a for n, a in given.items() if n in read_by(kernel)}
-    wanted = truth.run(case.kernel, arrays | keeping(case), case.dims)
+    wanted = truth.run(case.kernel, arrays, case.dims)
     for i, arg in enumerate(kernel.args):
         if _accumulates(kernel, case, i) and given[arg.name] is not None:
             wanted[arg.name] = wanted[arg.name].onto(given[arg.name])
@@ -290,6 +281,8 @@ def cases(fills=FILLS) -> list[Case]:
         found += [replace(middle, acc=all_accs)] * bool(all_accs)
         if any(arg.optional for arg in kernel.args) or any(arg.optional for arg in op.args("weight", "read")):
             found += [replace(middle, absent=True)]
+        if any(arg.name == "p_drop" for arg in kernel.args):
+            found += [replace(middle, p_drop=0.4, acc=acc) for acc in (0, all_accs)]
     return list(dict.fromkeys(found))
 
 

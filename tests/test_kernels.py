@@ -148,47 +148,92 @@ def test_held_logits_are_those_of_the_input(native):
 # --- dropout
 
 
-ATTENTION = [op.name for op in harness.ops_with_backward() if any(arg.name == "p_drop" for arg in op.args("knob"))]
-DROPPED = dict(B=2, T=70, NH=4, KVH=2, HS=9, BF16=0)
+DROPPING = [op for op in harness.ops_with_backward() if any(arg.name == "p_drop" for arg in op.args("knob"))]
+DROPPED = dict(B=2, T=70, N=41, C=53, NH=4, KVH=2, HS=9, BF16=0, QB=0, KB=0)
 
 
-@pytest.mark.parametrize("acc", [0, 1])
+def dropped_case(op, form: str = "forward", **options) -> Case:
+    return Case(
+        f"{op.name}_{form}", tuple((dim, DROPPED[dim]) for dim in op.dims.split()), **{"p_drop": 0.4, **options}
+    )
+
+
+@pytest.mark.parametrize("acc", [0, 3])
 @pytest.mark.parametrize("form", ["forward", "backward"])
-@pytest.mark.parametrize("name", ATTENTION)
-def test_dropout_drops_the_same_probabilities_in_every_kernel(name, form, acc):
-    """The mask is read off attention_forward; flash, standard and both backwards must have used the very same one."""
-    check_everywhere(Case(f"{name}_{form}", tuple(DROPPED.items()), p_drop=0.4, acc=acc if form == "backward" else 0))
+@pytest.mark.parametrize("op", DROPPING, ids=lambda op: op.name)
+def test_every_kernel_drops_what_the_contract_says(op, form, acc):
+    """flash, standard, dropout and their backwards meet a reference that makes the mask from kernels.h in other words."""
+    acc &= (1 << len(KERNELS[f"{op.name}_{form}"].accs)) - 1
+    check_everywhere(dropped_case(op, form, acc=acc))
 
 
-def mask(p: float, key: int = 12345, **sizes) -> np.ndarray:
-    dims = DROPPED | sizes
-    keep = harness.keeping(Case("attention_forward", tuple(dims.items()), p_drop=p), key)["keep"]
-    return keep[..., *np.tril_indices(dims["T"])]
+@BY_ISA
+@pytest.mark.parametrize("op", DROPPING, ids=lambda op: op.name)
+def test_a_mask_is_the_same_for_any_number_of_threads(op, native):
+    for form in ("forward", "backward"):
+        alone, *others = [harness.execute(dropped_case(op, form), native, threads) for threads in range(1, 9)]
+        for threads, other in enumerate(others, 2):
+            harness.assert_same_bits(f"{op.name}_{form}: 1 and {threads} threads", alone, other)
 
 
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+@BY_ISA
+def test_dropout_multiplies_by_its_mask_and_adds_what_is_given(native):
+    """Against NumPy to the bit; with p_drop = 0 it copies, or adds, to the bit, the sign of a 0 too."""
+    rng = np.random.default_rng(1)
+    inp, added = rng.standard_normal((2, 37, 1000)).astype(np.float32)
+    inp[3], added[3] = -0.0, 0.0
+    for p, key in ((0.25, 7), (0.9, -7), (0.0, 7)):
+        knobs = dict(p_drop=np.float32([p]), key_drop=np.int32([key]), kernels=native, threads=2)
+        keep = truth.kept(p, key, 0, 0, np.arange(inp.size)).reshape(inp.shape)
+        want = inp * np.where(keep, 1 / (1 - np.float32(p)), np.float32(0))
+        out, both = np.full_like(inp, np.nan), np.full_like(inp, np.nan)
+        kernels.run("dropout_forward", out=out, inp=inp, **knobs)
+        kernels.run("dropout_forward", out=both, inp=inp, added=added, **knobs)
+        harness.assert_same_bits(
+            f"p {p} on {native.isa}", {"out": out, "both": both}, {"out": want, "both": added + out}
+        )
+    assert np.array_equal(out.view(np.int32), inp.view(np.int32))
+
+
+def mask(p: float, key: int = 12345, B=2, NH=4, T=70) -> np.ndarray:
+    """(B, NH, the probabilities that a query sees)"""
+    keep = truth.kept(p, key, np.arange(B * NH).reshape(B, NH, 1, 1), np.arange(T)[:, None], np.arange(T))
+    return keep[..., *np.tril_indices(T)]
+
+
+def near(share: float, p: float, count: int) -> bool:
+    return abs(share - p) < 5 * np.sqrt(p * (1 - p) / count)
+
+
+@pytest.mark.parametrize("p", [0.01, 0.1, 0.5, 0.9])
 def test_dropout_keeps_its_share(p):
-    kept = mask(p, T=200)
-    for share, of in ((kept, "all"), (kept[0, 0], "a head"), (kept[..., -200:], "the last row of each head")):
-        expected, spread = (1 - p) * share.size, np.sqrt(share.size * p * (1 - p))
-        assert abs(share.sum() - expected) < 5 * spread, f"{of}: {share.sum()} of {share.size} kept"
+    kept, flat = mask(p, T=200), truth.kept(p, 5, 0, 0, np.arange(200_000))
+    shares = [kept, kept[0, 0], kept[..., -200:], flat, flat[:2000], flat[:192_000:768], flat[768:1536]]
+    for share in shares:  # the last ones: a channel, a token
+        assert near(share.mean(), 1 - p, share.size)
 
 
-def test_dropout_differs_between_heads_batches_keys_and_neighbours():
+def test_dropout_differs_between_heads_batches_keys_places_and_neighbours():
     kept = np.concatenate([mask(0.5, key, T=64).reshape(8, -1) for key in (12345, 12346, -1)])
-    agreement = (kept[:, None] == kept[None, :]).mean(2)[~np.eye(24, dtype=bool)]
-    assert abs(agreement - 0.5).max() < 5 * 0.5 / np.sqrt(kept.shape[1])
-    full = harness.keeping(Case("attention_forward", tuple((DROPPED | {"T": 270}).items()), p_drop=0.5))["keep"]
+    count = kept.shape[1]
+    flat = [truth.kept(0.5, key, 0, 0, np.arange(count)) for key in (12345, 12346, -1, 1 << 31)]
+    words = np.concatenate([kept, flat])
+    agreement = (words[:, None] == words[None, :]).mean(2)[~np.eye(len(words), dtype=bool)]
+    assert abs(agreement - 0.5).max() < 5 * 0.5 / np.sqrt(count)
+    full = truth.kept(0.5, 12345, np.arange(8)[:, None, None], np.arange(270)[:, None], np.arange(270))
     for lag in (1, 16, 64, 192):
-        row = full[..., -1, :-lag]
-        for other in (full[..., -1, lag:], full[..., -1 - lag, :-lag]):  # keys, queries further up
-            assert abs((row == other).mean() - 0.5) < 5 * 0.5 / np.sqrt(row.size), lag
+        row = full[:, -1, :-lag]
+        for other in (full[:, -1, lag:], full[:, -1 - lag, :-lag]):  # keys, queries further up
+            assert near((row == other).mean(), 0.5, row.size), lag
+    for lag in (1, 2, 3, 16, 256, 768, 3072, 65536):
+        long = truth.kept(0.5, 9, 0, 0, np.arange(300_000))
+        assert near((long[lag:] == long[:-lag]).mean(), 0.5, long.size - lag), lag
 
 
-@pytest.mark.parametrize("name", ATTENTION)
-def test_without_dropout_the_key_changes_no_bit(name):
+@pytest.mark.parametrize("op", DROPPING, ids=lambda op: op.name)
+def test_without_dropout_the_key_changes_no_bit(op):
     def results(key):
-        case, native = Case(f"{name}_forward", tuple(DROPPED.items())), NATIVES[-1]
+        case, native = dropped_case(op, p_drop=0.0), NATIVES[-1]
         views = {n: p and p.view for n, p in harness.place(case, native, 2).items()}
         views["key_drop"][0] = key
         native.bind(KERNELS[case.kernel], views, case.dims | {"NT": 2})()

@@ -13,14 +13,12 @@ TINY = dict(B=2, T=3, N=3, C=5, OC=4, KVH=2, group=2, HS=3, V=6, pad=2, extra=1,
 SMALL = dict(B=2, T=9, N=11, C=13, OC=7, KVH=2, group=2, HS=5, V=19, pad=3, extra=2, R=4, P=50)
 
 
-def arguments(op, dims, rng, dropout: bool) -> dict[str, np.ndarray]:
+def arguments(op, dims, dropout: bool) -> dict[str, np.ndarray]:
     case = harness.Case(op.forward.name, dims)
     known = {a.name: harness.numbers(case, a) for a in op.args("read", "index", "knob", "weight")}
     known = {n: x if x.dtype.kind == "i" else x.astype(np.float64) for n, x in known.items()}
     if dropout:
         known["p_drop"] = np.float64([0.3])
-        sizes = dict(dims)
-        known["keep"] = rng.random((sizes["B"], sizes["NH"], sizes["T"], sizes["T"])) < 0.7
     return known
 
 
@@ -34,7 +32,7 @@ def analytic(op, known, dims, upstream) -> dict[str, np.ndarray]:
     saved = {a.name: forward[a.name].value for a in op.args("written", "saved")}
     every = known | saved | {"d" + name: x for name, x in upstream.items()}
     wanted = [a.name for a in op.backward.args if a.const and a.role not in ("work", "scratch")]
-    given = {name: every[name] for name in wanted} | {k: known[k] for k in known if k == "keep"}
+    given = {name: every[name] for name in wanted}
     return {name: value.value for name, value in truth.run(op.backward.name, given, dict(dims)).items()}
 
 
@@ -60,7 +58,7 @@ def upstream_of(op, dims, rng):
 def check_direction(op, dropout) -> None:
     rng = np.random.default_rng(7)
     dims = harness.dims_of(op, SMALL)
-    known, upstream = arguments(op, dims, rng, dropout), upstream_of(op, dims, rng)
+    known, upstream = arguments(op, dims, dropout), upstream_of(op, dims, rng)
     gradients = analytic(op, known, dims, upstream)
     for arg in op.differentiable:
         direction = rng.normal(size=known[arg.name].shape)
@@ -83,7 +81,7 @@ def test_backward_is_the_derivative_along_a_random_direction(op, dropout):
 def test_backward_is_the_whole_jacobian_of_a_tiny_case(op, dropout):
     rng = np.random.default_rng(3)
     dims = harness.dims_of(op, TINY)
-    known, upstream = arguments(op, dims, rng, dropout), upstream_of(op, dims, rng)
+    known, upstream = arguments(op, dims, dropout), upstream_of(op, dims, rng)
     gradients = analytic(op, known, dims, upstream)
     for arg in op.differentiable:
         gradient, size = gradients["d" + arg.name], known[arg.name].size

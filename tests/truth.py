@@ -102,6 +102,38 @@ def residual_backward(dout, **_):
     return {"dinp1": dout, "dinp2": dout}
 
 
+# --- dropout: the random words of kernels.h, in 64 bits cut to 32
+
+
+def _mix(x):
+    x = (x ^ x >> 16) * 0x7FEB352D & 0xFFFFFFFF
+    x = (x ^ x >> 15) * 0x846CA68B & 0xFFFFFFFF
+    return x ^ x >> 16
+
+
+def kept(p_drop, key_drop, plane, row, column) -> np.ndarray:
+    """Whether dropout keeps the numbers at these places, arrays of integers that broadcast."""
+    key, plane, row, column = (np.asarray(x, np.int64) & 0xFFFFFFFF for x in (key_drop, plane, row, column))
+    words = _mix(_mix(_mix(key ^ plane * 0x9E3779B9 & 0xFFFFFFFF) + row & 0xFFFFFFFF) ^ _mix(column))
+    return words >= int(float(np.float32(p_drop)) * 2.0**32)
+
+
+def _dropped(x, p_drop, key_drop, *place):
+    if not p_drop.value[0]:
+        return x
+    return x.only(kept(p_drop.value[0], key_drop[0], *place)) / (1.0 - p_drop)
+
+
+def dropout_forward(inp, p_drop, key_drop, N, C, added=None, **_):
+    index = np.arange(N * C).reshape(N, C)
+    out = _dropped(inp, p_drop, key_drop, 0, index >> 32, index)
+    return {"out": out if added is None else out + added}
+
+
+def dropout_backward(dout, p_drop, key_drop, **dims):
+    return {"dinp": dropout_forward(dout, p_drop, key_drop, **dims)["out"], "dadded": dout}
+
+
 # --- fused
 
 
@@ -123,7 +155,7 @@ def gelu_linear_backward(dout, inp, **linear):
     return {**found, "dinp": gelu_backward(found["dinp"], inp)["dinp"], "dadded": dout}
 
 
-# --- attention: heads first (B, NH, T, HS); `keep` (B, NH, T, T) says which probabilities dropout kept
+# --- attention: heads first (B, NH, T, HS)
 
 
 def causal(T: int) -> np.ndarray:
@@ -148,39 +180,40 @@ def _scores(query, key, HS, BF16):
     return query.product(key.swapaxes(2, 3), BF16) * (1 / np.sqrt(HS).item())
 
 
-def _dropped(probabilities, keep, p_drop):
-    return probabilities if keep is None else probabilities.only(keep) / (1.0 - p_drop)
+def _thinned(probabilities, p_drop, key_drop, B, T, NH):
+    plane = np.arange(B * NH).reshape(B, NH, 1, 1)
+    return _dropped(probabilities, p_drop, key_drop, plane, np.arange(T)[:, None], np.arange(T))
 
 
-def _attention(inp, p_drop, keep, B, T, NH, KVH, HS, BF16):
+def _attention(inp, p_drop, key_drop, B, T, NH, KVH, HS, BF16):
     query, key, value = _qkv(inp, B, T, NH, KVH, HS)
     seen, scores = causal(T), _scores(query, key, HS, BF16)
     top = num(np.where(seen, scores.value, -np.inf).max(3, keepdims=True))
     weights = (scores - top).only(seen).exp().only(seen)
     total = weights.sum(3, keepdims=True)
     att = weights / total
-    out = _dropped(weights, keep, p_drop).product(value, BF16) / total
+    out = _thinned(weights, p_drop, key_drop, B, T, NH).product(value, BF16) / total
     return _flat(out), (top + total.log())[..., 0], scores.only(seen), att
 
 
-def attention_forward(inp, p_drop, key_drop, B, T, NH, KVH, HS, BF16, keep=None, **_):
-    out, lse, _scores_, _att = _attention(inp, p_drop, keep, B, T, NH, KVH, HS, BF16)
+def attention_forward(inp, p_drop, key_drop, B, T, NH, KVH, HS, BF16, **_):
+    out, lse, _scores_, _att = _attention(inp, p_drop, key_drop, B, T, NH, KVH, HS, BF16)
     return {"out": out, "lse": lse}
 
 
-def attention_standard_forward(inp, p_drop, key_drop, B, T, NH, KVH, HS, BF16, keep=None, **_):
-    out, _lse, scores, att = _attention(inp, p_drop, keep, B, T, NH, KVH, HS, BF16)
+def attention_standard_forward(inp, p_drop, key_drop, B, T, NH, KVH, HS, BF16, **_):
+    out, _lse, scores, att = _attention(inp, p_drop, key_drop, B, T, NH, KVH, HS, BF16)
     return {"out": out, "scores": scores, "att": att}
 
 
-def attention_standard_backward(dout, out, att, inp, p_drop, key_drop, B, T, NH, KVH, HS, BF16, keep=None, **_):
+def attention_standard_backward(dout, out, att, inp, p_drop, key_drop, B, T, NH, KVH, HS, BF16, **_):
     query, key, value = _qkv(inp, B, T, NH, KVH, HS)
     upstream = _heads(dout, 0, NH, B, T, HS)
     weighted = (upstream * _heads(out, 0, NH, B, T, HS)).sum(3, tree16(HS), keepdims=True)  # = that of att datt
-    datt = _dropped(upstream.product(value.swapaxes(2, 3), BF16), keep, p_drop)
+    datt = _thinned(upstream.product(value.swapaxes(2, 3), BF16), p_drop, key_drop, B, T, NH)
     dscores = (att * (datt - weighted)).only(causal(T)) * (1 / np.sqrt(HS).item())
     dquery, dkey = dscores.product(key, BF16), dscores.swapaxes(2, 3).product(query, BF16)
-    dvalue = _dropped(att, keep, p_drop).swapaxes(2, 3).product(upstream, BF16)
+    dvalue = _thinned(att, p_drop, key_drop, B, T, NH).swapaxes(2, 3).product(upstream, BF16)
     dkey, dvalue = (x.reshape(B, KVH, NH // KVH, T, HS).sum(2) for x in (dkey, dvalue))
     return {"dinp": concatenate([_flat(x) for x in (dquery, dkey, dvalue)], 1)}
 

@@ -7,32 +7,12 @@ import math
 import numpy as np
 from numba import prange
 
+from .dropout import drop
 from .gemm import tile, transpose
 from .jit import i64, parallel, part, serial
 from .rows import INF, ONE, ZERO, F, exp, exp_row, log, row_dot, row_max, row_sum
 
 QUERIES, KEYS = 64, 192  # rows of a tile of queries; keys of a block of the softmax statistics
-U = np.uint32
-
-
-# --- dropout: what is dropped depends on the key and the place alone
-
-
-@serial
-def mix32(x):
-    """Two rounds of a 32-bit mixer; U() cuts a product back to 32 bits."""
-    x = U((x ^ (x >> U(16))) * U(0x7FEB352D))
-    x = U((x ^ (x >> U(15))) * U(0x846CA68B))
-    return x ^ (x >> U(16))
-
-
-@serial
-def drop(p, p_drop, key_drop, bh, i, j0):
-    """p[j] *= 0 or 1 / (1 - p_drop), for the keys from j0 on of query i of head number bh."""
-    keep, threshold = ONE / (ONE - p_drop), U(np.float64(p_drop) * 4294967296.0)
-    row = mix32(U(mix32(U(key_drop) ^ U(U(bh) * U(0x9E3779B9))) + U(i)))
-    for j in range(p.size):
-        p[j] *= ZERO if mix32(row ^ mix32(U(j0 + j))) < threshold else keep
 
 
 # --- where things lie

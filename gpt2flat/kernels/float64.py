@@ -58,6 +58,10 @@ def residual_forward(inp1, inp2, **_):
     return {"out": inp1 + inp2}
 
 
+def dropout_forward(inp, added=0.0, **_):
+    return {"out": added + inp}
+
+
 def linear_residual_forward(added, **linear):
     return {"out": added + linear_forward(**linear)["out"]}
 
@@ -89,6 +93,6 @@ def _log_sum_exp(x):
     return top + np.log(np.exp(x - top).sum(-1, keepdims=True))
 
 
-_FORWARDS = (embedding_forward, layernorm_forward, linear_forward, attention_forward, gelu_forward, residual_forward, linear_residual_forward, gelu_linear_forward,
+_FORWARDS = (embedding_forward, layernorm_forward, linear_forward, attention_forward, gelu_forward, residual_forward, dropout_forward, linear_residual_forward, gelu_linear_forward,
              classifier_forward)  # fmt: skip
 FORMULAS = {formula.__name__: formula for formula in _FORWARDS} | {"attention_standard_forward": attention_forward}

@@ -183,6 +183,8 @@ OPS = {
            back_flops="4*B*T*(T+1)*NH*HS", **_ATTENTION),
         Op("gelu", dims="N C", written="out[N,C]", read="inp[N,C]", back="inp", flops="20*N*C"),
         Op("residual", dims="N C", written="out[N,C]", read="inp1[N,C] inp2[N,C]", identity="inp1 inp2", flops="N*C"),
+        Op("dropout", dims="N C", written="out[N,C]", read="inp[N,C] added?[N,C]", knob="p_drop[1] key_drop:i[1]",
+           back="p_drop key_drop", identity="added", flops="2*N*C", back_flops="N*C"),
         Op("linear_residual", read="inp[N,C] added[N,OC]", flops="2*N*C*OC+N*OC", back_flops="4*N*C*OC", **_FUSED),
         Op("gelu_linear", read="inp[N,C] added?[N,OC]", flops="2*N*C*OC+20*N*C+N*OC", back_flops="4*N*C*OC+60*N*C", **_FUSED),
         Op("classifier", dims="N C V Vp R BF16", written="losses[N]", saved="lse[N]", read="inp[N,C]", index="targets[N]",
