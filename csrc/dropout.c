@@ -1,4 +1,4 @@
-// dropout: a number stays, times 1 / (1 - p), or becomes 0, by a random word that is a function of a key and of the number's place.
+// dropout: a number stays, times 1 / (1 - p), or becomes 0, by a random word that is a function of a key and of its place.
 // So no thread, tile or order of work changes a mask, and backward makes it again. Attention drops with the same words.
 
 typedef struct { float keep; uint32_t key, threshold; } Drop;  // 1 / (1 - p); a word below the threshold drops: 0 without dropout
@@ -18,7 +18,8 @@ INLINE uint32_t mix32(uint32_t x) {
 // plain C, which compilers turn into vectors of integers.
 static void drop_mask(float *mask, Drop d, int64_t plane, int64_t row, int64_t from, int64_t n) {
     uint32_t words = mix32(mix32(d.key ^ (uint32_t)plane * 0x9e3779b9u) + (uint32_t)row), first = (uint32_t)from;
-    for (uint32_t k = 0; k < (uint32_t)round_up(n, 16); k++) mask[k] = mix32(words ^ mix32(first + k)) < d.threshold ? 0.0f : d.keep;
+    for (uint32_t k = 0; k < (uint32_t)round_up(n, 16); k++)
+        mask[k] = mix32(words ^ mix32(first + k)) < d.threshold ? 0.0f : d.keep;
 }
 
 enum { DROP_FLOATS = 256 };  // whose mask is made at once; divides 2^32

@@ -2,6 +2,7 @@
 
 The hot loop is `for call in calls: call()`. No NumPy arithmetic on the floats happens between the calls of a step."""
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 from .arch import gpt2
 from .arch.adamw import SCRATCH
+from .data import splitmix
 from .data.mt19937 import Stream, normal_
 from .data.tokens import as_ids
 from .errors import FLOAT32_END, DataError, KernelArgError, NonFiniteError, UsageError, require_number
@@ -25,6 +27,7 @@ from .program import Call, Program
 MAX_ROWS = 1 << 20  # of a batch
 PRECISIONS = ("fp32", "bf16")
 LARGEST_NORM = 1e19  # of a gradient whose squares AdamW's v can hold
+MOST_DROPOUT = float(np.nextafter(np.float32(1), np.float32(0)))  # what it keeps is divided by 1 - dropout
 
 
 def find_shape(name) -> tuple[gpt2.GPT2Config, Path | None]:
@@ -69,6 +72,7 @@ class Model:
         precision: str = "fp32",
         recompute: int = 0,
         fused: bool = True,
+        dropout: float = 0.0,
     ):
         """An empty model: all parameters 0. Use Model.load or Model.init, which take the same options.
 
@@ -77,9 +81,9 @@ class Model:
         "bf16", in which matrix products round their inputs to bf16 and add in float32; every buffer stays float32. recompute:
         what backward makes again instead of keeping it for every layer: 1 GELU, 2 also layernorms, 3 all but the residual
         stream. fused: GELU and residuals are computed within matrix products; False keeps what lies between ("attproj",
-        "fch_gelu", "fcproj") to look at. Neither changes a bit of a result. trace: check every call's results; the first
-        NaN or inf raises NonFiniteError that names kernel, layer and tensor. Raises CapacityError, UsageError,
-        UnsupportedCPUError."""
+        "fch_gelu", "fcproj") to look at. Neither changes a bit of a result. dropout: the share, below 1, of attention
+        probabilities, embeddings and block outputs that forward_backward drops. trace: check every call's results; the first NaN
+        or inf raises NonFiniteError that names kernel, layer and tensor. Raises CapacityError, UsageError, UnsupportedCPUError."""
         if not isinstance(config, gpt2.GPT2Config):
             raise UsageError(
                 f"a model is made of a GPT2Config, not of {type(config).__name__}: Model.init takes names too"
@@ -87,9 +91,11 @@ class Model:
         if not isinstance(precision, str) or precision not in PRECISIONS:
             raise UsageError(f"precision {precision!r}: choose from {', '.join(PRECISIONS)}")
         require_number("recompute", recompute, 0, gpt2.RECOMPUTE + 1, whole=True)
+        require_number("dropout", dropout, 0, MOST_DROPOUT)
         self.config, self.attention, self.trace, self.precision = config, attention, trace, precision
-        self.recompute, self.fused = int(recompute), bool(fused)
-        self._block = gpt2.block(attention, self.fused)
+        self.recompute, self.fused, self.dropout = int(recompute), bool(fused), float(dropout)
+        self._steps = gpt2.steps(attention, self.fused, self.dropout > 0)
+        self._passes = itertools.count()  # keys of dropout where the caller gives none
         self.threads = default_threads(threads).count
         self.kernels = kernels or backend()
         self._placement = Placement(self.kernels, self.threads)
@@ -176,7 +182,7 @@ class Model:
         self._check_batch(B, T)
         modes = {"BF16": int(self.precision == "bf16"), **gpt2.tile_sizes(self.attention)}
         dims = {**self.config.dims(), **gpt2.batch_dims(B, T), **modes, "NT": self.threads}
-        return Program(gpt2.HEAD, self._block, gpt2.TAIL, gpt2.PARAMS, gpt2.ACTS, dims, self.kernels, self.recompute)
+        return Program(*self._steps, gpt2.PARAMS, gpt2.ACTS, dims, self.kernels, self.recompute)
 
     def _check_batch(self, B: int, T: int) -> None:
         longest, whole = self.config.block_size, type(B) is type(T) is int
@@ -204,7 +210,7 @@ class Model:
         self.dacts = self.arena.section("dacts", program.dacts, program.homes)
         sections = {name: getattr(self, name) for name in ("params", "grads", "m", "v", "scratch", "acts", "dacts")}
         program.bind(sections, self.kernels)
-        for name in ("p_drop", "key_drop", "held"):  # the only rows that are read before a step writes them
+        for name in ("p_drop", "held", *self._keys()):  # the only rows that are read before a step writes them
             self.acts[name][...] = 0
         self._program, self.batch, self._last = program, (B, T), None
         self._bind_update()
@@ -260,14 +266,19 @@ class Model:
                     f"{call.where}: {arg.name} is not finite, the first tensor of the step that is not"
                 )
 
-    def _put(self, tokens, targets=None, training: bool = False) -> Program:
-        """Checks a batch, plans for its shape and copies it in. Raises KernelArgError, DataError."""
+    def _put(self, tokens, targets=None, training: bool = False, dropout_key: int | None = None) -> Program:
+        """Checks a batch, plans for its shape and copies it in; without a key nothing will be dropped. Raises KernelArgError,
+        DataError, UsageError."""
+        if dropout_key is not None:
+            require_number("dropout_key", dropout_key, 0, splitmix.END, whole=True)
         tokens = as_ids("tokens", tokens, self.config.vocab_size)
         if targets is not None:
             targets = as_ids("targets", targets, self.config.vocab_size, least=-1)
             if targets.shape != tokens.shape:
                 raise KernelArgError(f"targets are {targets.shape}, expected the shape of tokens {tokens.shape}")
         program = self.plan(*tokens.shape, training=training)
+        if self.dropout:
+            self._put_dropout(dropout_key)
         self.acts["tokens"][:] = tokens.reshape(-1)
         self._last = None
         if targets is not None:
@@ -277,14 +288,27 @@ class Model:
                 raise DataError("every target is -1: there is nothing to learn from")
         return program
 
+    def _keys(self) -> list[str]:
+        return [name for name in self.acts if name.startswith("key_drop")]
+
+    def _put_dropout(self, key: int | None) -> None:
+        """No dropout without a key; with one, each place of it gets the next word of splitmix64, in the order of the table."""
+        self.acts["p_drop"][0] = 0.0 if key is None else self.dropout
+        if key is not None:
+            places = [self.acts[name].reshape(-1) for name in self._keys()]
+            words = splitmix.words(int(key), sum(map(len, places)))
+            for place in places:
+                place[:], words = words[: len(place)], words[len(place) :]
+
     def _mean_loss(self) -> float:
         return math.fsum(self.acts["losses"].tolist()) / self._counted
 
-    def forward(self, tokens, targets=None) -> float | None:
+    def forward(self, tokens, targets=None, dropout_key: int | None = None) -> float | None:
         """The mean loss in nats over the targets that are not -1; with no targets only the activations, and None.
 
-        tokens, targets: (B, T) integers below the vocabulary size. Never touches gradients. Raises KernelArgError, DataError."""
-        program = self._put(tokens, targets)
+        tokens, targets: (B, T) integers below the vocabulary size. Drops nothing, as evaluation must, unless a dropout_key below
+        2^64 is given: then what forward_backward with this key drops. Never touches gradients. Raises KernelArgError, DataError."""
+        program = self._put(tokens, targets, dropout_key=dropout_key)
         self._run(program.body if targets is None else program.forward)
         if targets is None:
             return None
@@ -301,12 +325,18 @@ class Model:
         self._run(self._program.backward[bool(accumulate)])
         self._last = None
 
-    def forward_backward(self, tokens, targets, scale: float = 1.0, accumulate: bool = False) -> float:
-        """forward and backward in one; the same bits, and each chunk of logits is made once. Returns the mean loss (unscaled)."""
+    def forward_backward(
+        self, tokens, targets, scale: float = 1.0, accumulate: bool = False, dropout_key: int | None = None
+    ) -> float:
+        """forward and backward in one; the same bits, and each chunk of logits is made once. Returns the mean loss (unscaled).
+
+        dropout_key: below 2^64, all that decides what is dropped; splitmix.key_of(seed, update, micro-batch) makes one that
+        repeats in another process. By default each call of a model has the next one."""
         require_number("forward_backward: scale", scale, -FLOAT32_END)
         if targets is None:
             raise KernelArgError("targets: expected integers of shape (B, T), found None")
-        program = self._put(tokens, targets, training=True)
+        key = next(self._passes) if dropout_key is None else dropout_key
+        program = self._put(tokens, targets, training=True, dropout_key=key)
         self._seed(scale)
         self._run(program.body)
         self._run(program.train[bool(accumulate)])

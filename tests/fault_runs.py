@@ -304,7 +304,7 @@ FAULTS = {
     "the rate starts from step 0": (Trainer._apply, "learning_rate(s, step, self.lr)", "learning_rate(s, step - self.resumed_at, self.lr)", "plain"),
     "the window of losses is lost": (Trainer.restore, "Window(state[\"losses\"])", "Window()", "skips outliers"),
     "the window of norms is lost": (Trainer.restore, "Window(state[\"norms\"])", "Window()", "skips outliers"),
-    "dropout goes by the start": (Trainer.gradients, "self.step << ", "(self.step - self.resumed_at) << ", "dropout"),
+    "dropout goes by the start": (Trainer.gradients, "key_of(self.s.seed, self.step, i)", "key_of(self.s.seed, self.step - self.resumed_at, i)", "dropout"),
     "the parameters are not loaded": (saving.load, "file.read_into(0, model.params.floats)", "pass", "rollback"),
     "the records are not dropped": (metrics.keep, "if kind.stays(line, step)", "", "plain"),
     "control.toml is forgotten": (Control.read, "self._past.pop(step, {})", "{}", "control"),

@@ -76,6 +76,7 @@ def calls(model: Model) -> Iterator[tuple[str, Callable]]:
         for name in ("lr", "beta1", "beta2", "eps", "weight_decay", "grad_clip"):
             if (name, what) != ("grad_clip", "None"):
                 yield f"update with {name} {what}", lambda: after_gradients(**{name: value})
+        yield f"dropout {what}", lambda: Model(model.config, dropout=value)
         yield f"backward with scale {what}", lambda: after_forward(scale=value)
         yield f"forward_backward with scale {what}", lambda: model.forward_backward(GOOD, GOOD, scale=value)
         yield f"generate with temperature {what}", lambda: model.generate(GOOD, 1, temperature=value)
@@ -86,11 +87,17 @@ def calls(model: Model) -> Iterator[tuple[str, Callable]]:
         yield f"generate with seed {what}", lambda: model.generate(GOOD, 1, seed=value)
         yield f"generate up to {what}", lambda: model.generate(GOOD, 1, stop=value)
         yield f"recompute {what}", lambda: Model(model.config, recompute=value)
+        for name in ("forward", "forward_backward"):
+            if what != "None":
+                yield f"{name} with dropout_key {what}", lambda: getattr(model, name)(GOOD, GOOD, dropout_key=value)
         yield f"load with block size {what}", lambda: Model.load("model.bin", block_size=value)
         yield f"plan of {what} rows", lambda: model.plan(value, 3)
         yield f"plan of {what} columns", lambda: model.plan(2, value)
         if what != "10^5000":
             yield f"{what} threads", lambda: Model(model.config, threads=value)
+    for value in (-1e-9, 1.0, 0.99999999, 1):
+        yield f"dropout {value}", lambda: Model(model.config, dropout=value)
+    yield "dropout_key 2^64", lambda: model.forward_backward(GOOD, GOOD, dropout_key=1 << 64)
     yield "logits behind the end", lambda: model.logits(GOOD, at=3)
     yield "generate with top_p", lambda: model.generate(GOOD, 1, top_p=0.5)
     yield "top_k 0", lambda: model.generate(GOOD, 1, top_k=0)

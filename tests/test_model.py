@@ -162,13 +162,11 @@ def test_accumulation_is_the_gradient_of_the_larger_batch():
 
 def trained(x, y, **options):
     """The bits of losses, gradients and state of a few updates with dropout, on every route and over micro-batches."""
-    model, found = random_model(**options), []
+    model, found = random_model(**{"dropout": 0.25, **options}), []
     for step in range(2):
-        model.plan(*x.shape)
-        model.acts["p_drop"][0], model.acts["key_drop"][:, 0] = 0.25, 7 * step + np.arange(3)
-        found.append(model.forward_backward(x, y, scale=0.5))
+        found.append(model.forward_backward(x, y, scale=0.5, dropout_key=2 * step))
         model.forward(y)  # an evaluation between micro-batches
-        found.append(model.forward(y, x))
+        found.append(model.forward(y, x, dropout_key=2 * step + 1))
         model.backward(scale=0.5, accumulate=True)
         found.append(model.grads.floats.tobytes())
         found.append(model.update(lr=1e-2, weight_decay=0.1, grad_clip=0.5))

@@ -6,6 +6,7 @@ test_truth.py holds the backwards to central differences of the forwards."""
 
 import numpy as np
 
+from gpt2flat.kernels.float64 import kept
 from gpt2flat.kernels.ops import KERNELS
 from rounding import Num, concatenate, num, scatter_rows
 
@@ -102,20 +103,7 @@ def residual_backward(dout, **_):
     return {"dinp1": dout, "dinp2": dout}
 
 
-# --- dropout: the random words of kernels.h, in 64 bits cut to 32
-
-
-def _mix(x):
-    x = (x ^ x >> 16) * 0x7FEB352D & 0xFFFFFFFF
-    x = (x ^ x >> 15) * 0x846CA68B & 0xFFFFFFFF
-    return x ^ x >> 16
-
-
-def kept(p_drop, key_drop, plane, row, column) -> np.ndarray:
-    """Whether dropout keeps the numbers at these places, arrays of integers that broadcast."""
-    key, plane, row, column = (np.asarray(x, np.int64) & 0xFFFFFFFF for x in (key_drop, plane, row, column))
-    words = _mix(_mix(_mix(key ^ plane * 0x9E3779B9 & 0xFFFFFFFF) + row & 0xFFFFFFFF) ^ _mix(column))
-    return words >= int(float(np.float32(p_drop)) * 2.0**32)
+# --- dropout
 
 
 def _dropped(x, p_drop, key_drop, *place):

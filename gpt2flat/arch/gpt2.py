@@ -100,7 +100,11 @@ ACTS = (
     Row("tokens",     "N", dtype="i32"),
     Row("targets",    "N", dtype="i32"),
     Row("p_drop",     "1"),
-    Row("key_drop",   "1",      slots="L", dtype="i32"),
+    Row("key_drop",   "1",      slots="L", dtype="i32"),    # of attention; the others with dropout only
+    Row("key_drop_emb",     "1",             dtype="i32"),
+    Row("key_drop_attproj", "1", slots="L",  dtype="i32"),
+    Row("key_drop_fcproj",  "1", slots="L",  dtype="i32"),
+    Row("emb_full",   "N, C"),                              # what dropout reads: its gradient is not the stream's
     Row("stream",     "N, C",   slots="L+1"),               # the residual stream: block l reads slot l and writes slot l+1
     Row("ln1",        "N, C",   slots="L", recompute=2),
     Row("ln1_mean",   "N",      slots="L", recompute=3),
@@ -110,6 +114,7 @@ ACTS = (
     Row("att_scores", "B, NH, T, T",      slots="L", recompute=3),  # --attention standard only
     Row("att",        "B, NH, T, T",      slots="L", recompute=3),
     Row("atty",       "N, NH*HS",         slots="L", recompute=3),
+    Row("attproj_full", "N, C", slots="1"),
     Row("attproj",    "N, C",   slots="1", grad="stream"),
     Row("mid",        "N, C",   slots="L", grad="stream", recompute=3),
     Row("ln2",        "N, C",   slots="L", recompute=2),
@@ -117,6 +122,7 @@ ACTS = (
     Row("ln2_rstd",   "N",      slots="L", recompute=3),
     Row("fch",        "N, F",   slots="L", recompute=3),
     Row("fch_gelu",   "N, F",   slots="L", recompute=1),
+    Row("fcproj_full", "N, C",  slots="1"),
     Row("fcproj",     "N, C",   slots="1", grad="stream"),
     Row("lnf",        "N, C"),
     Row("lnf_mean",   "N"),
@@ -159,12 +165,29 @@ TAIL = (
     Step("classifier", losses="losses", lse="lse", inp="lnf", targets="targets", weight="wte", logits="logits", held="held"),
 )
 # fmt: on
+# what begins the residual stream or is added to it -> the part of the model that dropout gets it from
+DROPPED = {"stream[0]": "emb", "attproj": "attproj", "mid": "attproj", "fcproj": "fcproj", "stream[l+1]": "fcproj"}
 
 
-def block(attention: str, fused: bool = True) -> tuple[Step, ...]:
-    """FUSED or PLAIN with the chosen attention. Raises UsageError for an unknown name."""
+def steps(attention: str = "flash", fused: bool = True, dropout: bool = False) -> tuple[tuple[Step, ...], ...]:
+    """(HEAD, FUSED or PLAIN, TAIL) with the chosen attention, and with dropout where GPT-2 has it: on the embeddings and on
+    what a block adds to the stream (attention has its own). Raises UsageError for an unknown name."""
     name = attention.partition(":")[0] if tile_sizes(attention)["QB"] else attention
-    return tuple(ATTENTION[name] if step is ATTENTION["flash"] else step for step in (FUSED if fused else PLAIN))
+    block = tuple(ATTENTION[name] if step is ATTENTION["flash"] else step for step in (FUSED if fused else PLAIN))
+    if not dropout:
+        return HEAD, block, TAIL
+    return tuple(tuple(part for step in some for part in _with_dropout(step)) for some in (HEAD, block, TAIL))
+
+
+def _with_dropout(step: Step) -> tuple[Step, ...]:
+    """The step, and dropout of what it wrote; where it also added that to the stream, dropout does so in its place."""
+    name = DROPPED.get(step.names.get("out"))
+    if name is None or step.op == "residual":
+        return (step,)
+    names, out = dict(step.names), step.names["out"]
+    added = {"added": names.pop("added")} if "added" in names else {}
+    full = Step(step.op.removesuffix("_residual"), **{**names, "out": f"{name}_full"})
+    return full, Step("dropout", out=out, inp=f"{name}_full", p_drop="p_drop", key_drop=f"key_drop_{name}", **added)
 
 
 def tile_sizes(attention: str) -> dict[str, int]:

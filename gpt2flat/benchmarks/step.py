@@ -37,7 +37,7 @@ class Cost:
     @classmethod
     def of(cls, config: gpt2.GPT2Config, B: int, T: int) -> "Cost":
         layout, M = Layout.plan(gpt2.PARAMS, config.dims()), B * T
-        steps = (*gpt2.block("flash"), *gpt2.TAIL)
+        steps = [step for some in gpt2.steps() for step in some]
         weights = {step.names["weight"] for step in steps if "BF16" in OPS[step.op].dims and "weight" in step.names}
         matrices = sum(layout[name].floats for name in weights)
         return cls(6 * matrices * M, 7 * config.n_embd * config.n_layer * (T + 1) * M, layout.floats, M)

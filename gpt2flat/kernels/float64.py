@@ -15,11 +15,9 @@ ONE_THREAD = 1 << 17  # multiplications of a product; OpenBLAS takes two threads
 def run(name: str, given: dict, dims: dict[str, int]) -> dict[str, np.ndarray]:
     """What a forward kernel writes, by argument name. given: its other arguments, of float64, complex128 or int32.
 
-    Raises KernelArgError for a kernel that has no formula here, and for dropout."""
+    Raises KernelArgError for a kernel that has no formula here."""
     if name not in FORMULAS:
         raise KernelArgError(f"{name} has no formula in float64; there are {', '.join(FORMULAS)}")
-    if np.any(given.get("p_drop", 0)):
-        raise KernelArgError(f"{name}: the formula in float64 knows no dropout: set p_drop to 0")
     return FORMULAS[name](**dims, **given)
 
 
@@ -37,7 +35,30 @@ def linear_forward(inp, weight, bias=0.0, **_):
     return {"out": _product(inp, weight) + bias}
 
 
-def attention_forward(inp, B, T, NH, KVH, HS, **_):
+def kept(p_drop, key_drop, plane, row, column) -> np.ndarray:
+    """Whether dropout keeps the numbers at these places, whole numbers or arrays that broadcast: the words of csrc/kernels.h,
+    in 64 bits cut to 32."""
+    key, plane, row, column = (np.asarray(x, np.int64) & 0xFFFFFFFF for x in (key_drop, plane, row, column))
+    words = _mix(_mix(_mix(key ^ plane * 0x9E3779B9 & 0xFFFFFFFF) + row & 0xFFFFFFFF) ^ _mix(column))
+    return words >= int(float(np.float32(p_drop)) * 2.0**32)
+
+
+def _mix(x):
+    x = (x ^ x >> 16) * 0x7FEB352D & 0xFFFFFFFF
+    x = (x ^ x >> 15) * 0x846CA68B & 0xFFFFFFFF
+    return x ^ x >> 16
+
+
+def _dropped(x, p_drop, key_drop, *place):
+    return np.where(kept(p_drop[0], key_drop[0], *place), x / (1 - p_drop[0]), 0) if p_drop[0] else x
+
+
+def dropout_forward(inp, p_drop, key_drop, added=0.0, **_):
+    index = np.arange(inp.size).reshape(inp.shape)
+    return {"out": added + _dropped(inp, p_drop, key_drop, 0, index >> 32, index)}
+
+
+def attention_forward(inp, p_drop, key_drop, B, T, NH, KVH, HS, **_):
     """Rows of inp: NH queries, KVH keys, KVH values; query head h reads key head h // (NH / KVH)."""
     heads = inp.reshape(B, T, NH + 2 * KVH, HS).swapaxes(1, 2)
     query, key, value = np.split(heads, [NH, NH + KVH], axis=1)
@@ -46,7 +67,9 @@ def attention_forward(inp, B, T, NH, KVH, HS, **_):
     scores = np.where(seen, query @ key.swapaxes(2, 3) / math.sqrt(HS), -np.inf)
     lse = _log_sum_exp(scores)
     att = np.exp(scores - lse)
-    out = (att @ value).swapaxes(1, 2).reshape(B * T, NH * HS)
+    plane = np.arange(B * NH).reshape(B, NH, 1, 1)
+    weights = _dropped(att, p_drop, key_drop, plane, np.arange(T)[:, None], np.arange(T))
+    out = (weights @ value).swapaxes(1, 2).reshape(B * T, NH * HS)
     return {"out": out, "lse": lse[..., 0], "scores": np.where(seen, scores, 0), "att": att}
 
 
@@ -56,10 +79,6 @@ def gelu_forward(inp, **_):
 
 def residual_forward(inp1, inp2, **_):
     return {"out": inp1 + inp2}
-
-
-def dropout_forward(inp, added=0.0, **_):
-    return {"out": added + inp}
 
 
 def linear_residual_forward(added, **linear):

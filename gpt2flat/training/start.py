@@ -202,7 +202,7 @@ def _steps(s, batches: TokenLoader) -> int:
 
 def _options(s, kernels) -> dict:
     return dict(attention=s.attention, threads=s.threads, kernels=kernels, trace=s.trace, precision=s.precision,
-                recompute=s.recompute, fused=s.fused)  # fmt: skip
+                recompute=s.recompute, fused=s.fused, dropout=s.dropout)  # fmt: skip
 
 
 def _facts(s, model: Model, data: Data) -> dict:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..data.splitmix import key_of
 from ..errors import CheckpointError, NonFiniteError
 from .outliers import Window
 from .schedule import learning_rate
@@ -115,7 +116,8 @@ class Trainer:
         """The mean loss of a batch; its gradients are in the model."""
         n, losses = len(batch), []
         for i, (tokens, targets) in enumerate(batch):
-            losses.append(self.model.forward_backward(tokens, targets, scale=1 / n, accumulate=i > 0))
+            key = key_of(self.s.seed, self.step, i)  # of dropout: no two forwards of a run drop the same
+            losses.append(self.model.forward_backward(tokens, targets, scale=1 / n, accumulate=i > 0, dropout_key=key))
         return math.fsum(losses) / n
 
     def _apply(self, batch: Batch, before: Callable[[], None]) -> Update:
