@@ -357,9 +357,9 @@ def _show_control(place: Path) -> str:
 def _show_flipped(place: Path) -> str:
     shutil.rmtree(place / "whole", ignore_errors=True)
     run = resuming.whole(place, "plain", 12)
-    path = run / "checkpoints/step_00000011/optimizer.bin"
+    path = run / "checkpoints/step_00000012/optimizer.bin"
     data = bytearray(path.read_bytes())
     data[5000] ^= 1
     path.write_bytes(data)
-    passed_over = [c.step for c in Checkpoints(run / "checkpoints", Run(run).id).verified()]
-    return "" if passed_over[0] == 10 else f"{passed_over[0]} is taken for whole"
+    found = [c.step for c in Checkpoints(run / "checkpoints", Run(run).id).verified()]
+    return "" if found[0] == 11 else f"{found[0]} is taken for whole"
