@@ -3,6 +3,7 @@ recomputes what lies between checkpoints and compares."""
 
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ SHOWN = 6  # values of a tensor
 def parser() -> Parser:
     p = Parser("gpt2flat replay", description=__doc__.split(": ", 1)[1])
     p.add_argument("run", metavar="RUN", help="a run directory")
-    p.add_argument("--step", type=number("--step", int, 0, 1 << 60), metavar="N", help="the step: after N updates, before update N")
+    p.add_argument(
+        "--step", type=number("--step", int, 0, 1 << 60), metavar="N", help="the step: after N updates, before update N"
+    )
     p.add_argument("--show", nargs="+", default=[], metavar="TENSOR",
                    help="print params.NAME, grads.NAME, m.NAME, v.NAME, acts.NAME or dacts.NAME, acts.NAME[3] for one slot")  # fmt: skip
     p.add_argument("--save", metavar="FOLDER", help="write the shown tensors as FOLDER/NAME.npy")
@@ -49,7 +52,10 @@ def body(argv: list[str]) -> int:
     say("from", f"{found.path}, {replay.ready.model.kernels.label}")
     odd = [done for done in replay.to(args.step) if not done.equal]
     loss = replay.look()
-    say("step", f"{args.step}, {args.step - found.step} updates done again in {duration(time.perf_counter() - start)}, loss {loss!r}")
+    say(
+        "step",
+        f"{args.step}, {args.step - found.step} updates done again in {duration(time.perf_counter() - start)}, loss {loss!r}",
+    )
     for name in args.show:
         show(name, replay.view(name))
         if args.save:
@@ -69,7 +75,10 @@ def tell(odd: list) -> int:
 def show(name: str, view: np.ndarray) -> None:
     floats = view.astype(np.float64)
     values = " ".join(f"{value:.6g}" for value in view.reshape(-1)[:SHOWN])
-    say(name, f"{view.shape}, mean {floats.mean():.6g}, deviation {floats.std():.6g}, {view.min():.6g} to {view.max():.6g}: {values} ...")
+    say(
+        name,
+        f"{view.shape}, mean {floats.mean():.6g}, deviation {floats.std():.6g}, {view.min():.6g} to {view.max():.6g}: {values} ...",
+    )
 
 
 def save(folder: Path, name: str, view: np.ndarray) -> None:
@@ -80,7 +89,7 @@ def save(folder: Path, name: str, view: np.ndarray) -> None:
 def verify(source: Run, args) -> int:
     places = [c for c in verified_steps(source) if args.step is None or c.step <= args.step]
     bad = 0
-    for before, after in zip(places, places[1:]):
+    for before, after in pairwise(places):
         start, replay = time.perf_counter(), Replay(source, before, data_folders(), open_kernels, args.override)
         odd = [done for done in replay.to(after.step) if not done.equal]
         hashes = replay.hashes()

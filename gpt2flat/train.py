@@ -136,7 +136,9 @@ def follow(p: Ready, given: dict[str, object]) -> int:
         how = "done" if last.finished else "stopped"
         took = duration(time.perf_counter() - start)
         say(how, f"after {last.step} of {s.steps} updates in {took}{losses}, saved {checkpoint}")
-        for label, command in zip(("try next", "", ""), next_commands(given, p, checkpoint, last.finished), strict=True):
+        for label, command in zip(
+            ("try next", "", ""), next_commands(given, p, checkpoint, last.finished), strict=True
+        ):
             say(label, command)
     return 128 + stop.number if stop and not last.finished else 0
 

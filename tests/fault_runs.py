@@ -103,13 +103,35 @@ def _resume_chains(place: Path, name: str, chains: list[tuple]) -> str:
 
 # --- signals and kills -----------------------------------------------------------------------------------------------
 
-LONG = [*resuming.BASE, "-x", "120", "-n", "7", "-nk", "2", "-v", "4", "--val-batches", "9", "-s", "9", "--sample-tokens", "12", "--dropout", "0.1"]
+LONG = [
+    *resuming.BASE,
+    "-x",
+    "120",
+    "-n",
+    "7",
+    "-nk",
+    "2",
+    "-v",
+    "4",
+    "--val-batches",
+    "9",
+    "-s",
+    "9",
+    "--sample-tokens",
+    "12",
+    "--dropout",
+    "0.1",
+]
 
 
 def signalled(count: int, seed: int) -> Outcome:
     """SIGINT, SIGTERM, two of them, or SIGTERM and soon SIGKILL at random times of load, training, validation, sampling and saving:
     one signal saves and ends with its number; whatever comes, the resumed run ends as if nothing had happened."""
-    return _lives(count, seed, [(signal.SIGINT,), (signal.SIGTERM,), (signal.SIGTERM, signal.SIGTERM), (signal.SIGTERM, signal.SIGKILL)])
+    return _lives(
+        count,
+        seed,
+        [(signal.SIGINT,), (signal.SIGTERM,), (signal.SIGTERM, signal.SIGTERM), (signal.SIGTERM, signal.SIGKILL)],
+    )
 
 
 def killed(count: int, seed: int) -> Outcome:
@@ -242,7 +264,10 @@ def _poison(place: Path, site: tuple[str, str], step: int, value: int, policy: s
     if stopped != (policy == "stop"):
         return "did not stop" if policy == "stop" else "stopped"
     for path in Path("run/checkpoints").iterdir():
-        if not all(np.isfinite(np.fromfile(path / file, np.float32, offset=1024)).all() for file in ("model.bin", "optimizer.bin")):
+        if not all(
+            np.isfinite(np.fromfile(path / file, np.float32, offset=1024)).all()
+            for file in ("model.bin", "optimizer.bin")
+        ):
             return f"{path} is not finite"
     if policy.startswith("rollback"):
         return _never_saw(step)

@@ -11,7 +11,9 @@ from gpt2flat.training.checkpoints import Checkpoint
 from gpt2flat.train import main
 
 STEPS = 40
-TEXT = "".join(f"{i * i % 97} green bottles, {i} times. " for i in range(260))  # 41 batches of 4 x 32: the run goes over an epoch
+TEXT = "".join(
+    f"{i * i % 97} green bottles, {i} times. " for i in range(260)
+)  # 41 batches of 4 x 32: the run goes over an epoch
 BASE = ("--n-layer 2 --n-embd 16 --n-head 2 --block-size 32 -b 4 -t 32 -i text.txt --tokenizer byte --log-every 0 -v 10 --val-batches 2 "
         "-s 15 --sample-tokens 4 --threads 1 -u 5 -n 1 -nk 0").split()  # fmt: skip
 FEATURES = {
@@ -50,7 +52,9 @@ def whole(folder: Path, name: str, steps: int = STEPS) -> Path:
 def cut(run: Path, step: int, to: Path) -> Path:
     """A copy of the run as a kill right after the checkpoint of `step` left it, with a torn line of metrics.jsonl."""
     shutil.rmtree(to, ignore_errors=True)
-    shutil.copytree(run, to, ignore=lambda folder, names: [n for n in names if n.startswith("step_") and int(n[5:]) > step])
+    shutil.copytree(
+        run, to, ignore=lambda folder, names: [n for n in names if n.startswith("step_") and int(n[5:]) > step]
+    )
     with open(to / "metrics.jsonl", "a") as file:
         file.write('{"step": 3, "lo')
     return to
@@ -78,6 +82,6 @@ def resumed_like(run: Path, step: int, folder: Path) -> str | None:
     if state(copy) != state(run):
         return f"another state: {[name for name, hash in state(copy).items() if state(run)[name] != hash]}"
     if records(copy) != records(run):
-        pairs = zip(records(copy), records(run))
+        pairs = zip(records(copy), records(run), strict=False)
         return f"other records: {next(((a, b) for a, b in pairs if a != b), 'their number')}"
     return None

@@ -69,7 +69,10 @@ def test_records_of_steps_done_again_are_dropped_and_the_rest_stays(copy):
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_told(whole, copy, capsys):
-    for name, damage in (("model.bin", lambda b: b[:-1]), ("optimizer.bin", lambda b: b[:5000] + bytes([b[5000] ^ 1]) + b[5001:])):
+    for name, damage in (
+        ("model.bin", lambda b: b[:-1]),
+        ("optimizer.bin", lambda b: b[:5000] + bytes([b[5000] ^ 1]) + b[5001:]),
+    ):
         broken = sorted((copy / "checkpoints").iterdir())[-1] / name
         broken.write_bytes(damage(broken.read_bytes()))
         said = resuming.train("--resume", "run", "--max-time", "0s")
@@ -105,7 +108,9 @@ def edit_config(copy):
     (copy / "config.toml").write_text(text.replace("lr = 0.001", "lr = 0.002"))
 
 
-@pytest.mark.parametrize("kind, edit", [("data", edit_text), ("vocabulary", edit_vocabulary), ("settings", edit_config), ("isa", None)])
+@pytest.mark.parametrize(
+    "kind, edit", [("data", edit_text), ("vocabulary", edit_vocabulary), ("settings", edit_config), ("isa", None)]
+)
 def test_what_changed_is_refused_unless_named(copy, capsys, monkeypatch, kind, edit):
     if edit:
         edit(copy)
@@ -114,16 +119,22 @@ def test_what_changed_is_refused_unless_named(copy, capsys, monkeypatch, kind, e
     state = resuming.state(copy)
     assert main(["--resume", "run"]) == fails(capsys, 5, kind, f"--override {kind}")
     assert resuming.state(copy) == state
-    assert main(["--resume", "run", "--override", "nonsense"]) == fails(capsys, 2, "--override nonsense: expected data, vocabulary, isa")
+    assert main(["--resume", "run", "--override", "nonsense"]) == fails(
+        capsys, 2, "--override nonsense: expected data, vocabulary, isa"
+    )
     assert main(["--resume", "run", "--override", kind]) == 0
     assert resuming.state(copy) != state
 
 
-@pytest.mark.parametrize("typed, told", [(["--lr", "0.5"], "lr 0.001 -> 0.5"), (["-b", "2"], "a new epoch"), (["-x", "9"], "steps 14 -> 9")])
+@pytest.mark.parametrize(
+    "typed, told", [(["--lr", "0.5"], "lr 0.001 -> 0.5"), (["-b", "2"], "a new epoch"), (["-x", "9"], "steps 14 -> 9")]
+)
 def test_a_typed_setting_counts_as_named(copy, typed, told):
     assert told in resuming.train("--resume", "run", *typed)
     assert "resumed" in resuming.train("--resume", "run", "-x", "16")  # and is no surprise the next time
-    resumed = [json.loads(line)["resumed"] for line in (copy / "metrics.jsonl").read_text().splitlines() if "resumed" in line]
+    resumed = [
+        json.loads(line)["resumed"] for line in (copy / "metrics.jsonl").read_text().splitlines() if "resumed" in line
+    ]
     assert len(resumed) == 2 and list(resumed[0]) != []
 
 
@@ -148,7 +159,9 @@ def test_what_cannot_be_resumed(copy, capsys, words, code, says):
 def test_y1_starts_where_nothing_is_and_goes_on_where_something_is(copy, capsys):
     line = [*resuming.BASE, "-x", "3", "-y", "1", "-o"]
     resuming.train(*line, "fresh")
-    assert "after 3 updates from fresh/checkpoints/step_00000003: " not in resuming.train(*line, "fresh")  # the very same line
+    assert "after 3 updates from fresh/checkpoints/step_00000003: " not in resuming.train(
+        *line, "fresh"
+    )  # the very same line
     assert "after 6 updates" in resuming.train("-y", "1", "-o", "run")
     assert main([*resuming.BASE, "-x", "3", "-y", "0", "-o", "run"]) == fails(capsys, 2, "--resume")
 
@@ -172,7 +185,9 @@ def test_control_is_obeyed_recorded_and_obeyed_again_by_a_resume(copy, tmp_path)
     (copy / "control.toml").write_text('lr = 0.25\nsample_prompt = "9 green"\nsave = true\n')
     assert "control.toml: lr 0.25" in resuming.train("--resume", "run", "--checkpoint-every", "0")
     assert [c.step for c in map(Checkpoint, sorted((copy / "checkpoints").iterdir()))][-2:] == [6, 14]
-    rates = {e["step"]: e["lr"] for e in map(json.loads, (copy / "metrics.jsonl").read_text().splitlines()) if "lr" in e}
+    rates = {
+        e["step"]: e["lr"] for e in map(json.loads, (copy / "metrics.jsonl").read_text().splitlines()) if "lr" in e
+    }
     assert rates[5] == 1e-3 and 0.2 < rates[6] <= 0.25 and rates[12] > 0.02
     end, records = resuming.state(copy), resuming.records(copy)
     shutil.rmtree(copy / "checkpoints/step_00000014")
@@ -229,15 +244,26 @@ def test_replay_opens_a_past_step_to_the_bit(copy, whole, capsys):
     assert "1 updates done again" in said and "differs" not in said
     model = Model.load(whole / "checkpoints/step_00000005/model.bin")
     assert (np.load("out/params.wte.npy") == model.params["wte"]).all()
-    loss = next(e["loss"] for e in map(json.loads, (whole / "metrics.jsonl").read_text().splitlines()) if e["step"] == 5 and "loss" in e)
-    assert f"loss {loss!r}" in said and np.load("out/grads.qkvw.npy").any() and set(os.listdir("out")) == {f"{name}.npy" for name in names}
+    loss = next(
+        e["loss"]
+        for e in map(json.loads, (whole / "metrics.jsonl").read_text().splitlines())
+        if e["step"] == 5 and "loss" in e
+    )
+    assert (
+        f"loss {loss!r}" in said
+        and np.load("out/grads.qkvw.npy").any()
+        and set(os.listdir("out")) == {f"{name}.npy" for name in names}
+    )
 
 
 def test_replay_verifies_and_tells_what_differs(copy, capsys):
     assert replay(["run", "--verify"]) == 0
     assert capsys.readouterr().out.count("equal to the bit") == 5
     events = (copy / "metrics.jsonl").read_text().splitlines()[:-1]
-    odd = [json.dumps(e | {"loss": 1.5}) if (e := json.loads(line))["step"] == 4 and "loss" in e else line for line in events]
+    odd = [
+        json.dumps(e | {"loss": 1.5}) if (e := json.loads(line))["step"] == 4 and "loss" in e else line
+        for line in events
+    ]
     (copy / "metrics.jsonl").write_text("\n".join(odd) + "\n")
     assert replay(["run", "--verify"]) == 1
     said = capsys.readouterr().out

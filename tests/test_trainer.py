@@ -110,12 +110,18 @@ class FakeControl:
 
 def trainer(model=None, loader=None, **flags) -> Trainer:
     flags = {"steps": 4, "val_every": 2, "sample_every": 3, "sample_tokens": 2, "val_batches": 3, **flags}
-    return Trainer(model or FakeModel(), loader or FakeLoader(), resolve({"batch_size": 1, "seq_len": 2} | flags, {"block_size": 8}, True))
+    return Trainer(
+        model or FakeModel(),
+        loader or FakeLoader(),
+        resolve({"batch_size": 1, "seq_len": 2} | flags, {"block_size": 8}, True),
+    )
 
 
 def events(t=None, stop=lambda: False, control=None, saver=None, **flags) -> list:
     ticks, t = iter(range(10**6)), t or trainer(**flags)
-    return list(train(t, FakeLoader(5.0), [1], saver or FakeSaver(), control or FakeControl(), lambda: next(ticks), stop))
+    return list(
+        train(t, FakeLoader(5.0), [1], saver or FakeSaver(), control or FakeControl(), lambda: next(ticks), stop)
+    )
 
 
 def test_the_order_of_events():
@@ -178,7 +184,9 @@ BAD = [math.nan, math.inf, 1e7]  # the last: a finite loss with a gradient norm 
 @pytest.mark.parametrize("bad", BAD)
 def test_stop_names_the_update_and_the_tensor_and_changes_nothing(bad):
     t = trainer(loader=FakeLoader(odd={2: bad}), val_every=0, sample_every=0)
-    with pytest.raises(NonFiniteError, match=r"update 2: .* \(linear_forward\[1\]: out is not finite\).*try a smaller --lr"):
+    with pytest.raises(
+        NonFiniteError, match=r"update 2: .* \(linear_forward\[1\]: out is not finite\).*try a smaller --lr"
+    ):
         events(t)
     assert t.model.learned == [1.0, 2.0] and (t.step, t.drawn, t.batches.n) == (2, 2, 2) and not t.model.trace
 

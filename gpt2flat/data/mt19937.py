@@ -21,7 +21,9 @@ class Stream:
     def restore(self, state: dict) -> None:
         """Goes on where state() was taken. Raises ValueError for anything that is no such state."""
         words, position = state.get("words"), state.get("position")
-        whole = isinstance(words, list) and len(words) == 624 and all(type(w) is int and 0 <= w < 1 << 32 for w in words)
+        whole = (
+            isinstance(words, list) and len(words) == 624 and all(type(w) is int and 0 <= w < 1 << 32 for w in words)
+        )
         if not (whole and type(position) is int and 0 <= position <= 624):
             raise ValueError("expected 624 words of 32 bits and a position in them")
         self._state.set_state(("MT19937", np.array(words, np.uint32), position))

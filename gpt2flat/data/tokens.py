@@ -144,7 +144,13 @@ class TokenLoader:
         """The position, as plain JSON values: full epochs done, the order of shards and the place in it, samples taken from that
         shard, and the random stream (None without shuffle) as it was before the samples of that shard were permuted."""
         order = [int(i) for i in self._shard_order]
-        return {"epoch": self._epoch, "order": order, "shard": self._index, "sample": self._sample, "stream": self._before}
+        return {
+            "epoch": self._epoch,
+            "order": order,
+            "shard": self._index,
+            "sample": self._sample,
+            "stream": self._before,
+        }
 
     def restore(self, state: dict) -> None:
         """Goes on where state() was taken: the same batches to the bit. Raises CheckpointError for a state that does not fit

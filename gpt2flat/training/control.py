@@ -30,7 +30,9 @@ class Control:
         events = list(read_events(run, "control"))
         self._past = {event["step"]: event["control"] for event in events if event["step"] >= step}
         self._seen = events[-1]["control"].get("file") if events else None
-        prompts = [e["control"]["sample_prompt"] for e in events if e["step"] < step and "sample_prompt" in e["control"]]
+        prompts = [
+            e["control"]["sample_prompt"] for e in events if e["step"] < step and "sample_prompt" in e["control"]
+        ]
         self._prompt = encode(prompts[-1]) if prompts else None
 
     def read(self, step: int) -> dict:

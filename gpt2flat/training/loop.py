@@ -78,13 +78,15 @@ class Stopped:
 Event = Updated | Validation | Sample | Saved | Controlled | RolledBack | Stopped
 
 
-def train(trainer: Trainer, validation, prompt, saver, control, clock: Callable[[], float], stop: Callable[[], bool]) -> Iterator[Event]:
+def train(
+    trainer: Trainer, validation, prompt, saver, control, clock: Callable[[], float], stop: Callable[[], bool]
+) -> Iterator[Event]:
     """Runs updates up to s.steps and yields what happens.
 
     validation: a TokenLoader, or None; prompt: ids that samples go on from; saver: training/saving.py; control: training/control.py;
     clock: seconds; stop: asked between updates, batches and sampled tokens, ends the run early with nothing half done. Raises
     NonFiniteError, before anything is updated, where the policy says so; CheckpointError if the last save failed."""
-    s, model, first = trainer.s, trainer.model, True
+    s, model = trainer.s, trainer.model
     while True:
         step, last, val = trainer.step, trainer.step >= s.steps, None
         asked = control.read(step)

@@ -15,7 +15,9 @@ class Window:
     def __init__(self, values=()):
         self.values = list(values)
         if len(self.values) > WINDOW or not all(type(x) is float and math.isfinite(x) for x in self.values):
-            raise CheckpointError(f"a window of outliers holds {len(self.values)} values, expected at most {WINDOW} finite ones")
+            raise CheckpointError(
+                f"a window of outliers holds {len(self.values)} values, expected at most {WINDOW} finite ones"
+            )
 
     def z(self, value: float) -> float | None:
         """Takes `value` in and returns its z-score, in standard deviations of the window that it is part of; None until that is

@@ -37,7 +37,9 @@ class Replayed:
 class Replay:
     """A run at one of its checkpoints, to go on from there. s.override as for train's --resume."""
 
-    def __init__(self, run: Run, found: Checkpoint, folders: list[Path], open_kernels: Callable, override: str | None = None):
+    def __init__(
+        self, run: Run, found: Checkpoint, folders: list[Path], open_kernels: Callable, override: str | None = None
+    ):
         self._run, self._found = run, found
         self._resumed = list(read_events(run.path, "resumed"))
         self._controls = {event["step"]: event["control"] for event in read_events(run.path, "control")}
@@ -110,7 +112,9 @@ def checkpoint_before(run: Run, step: int) -> Checkpoint:
             return found
         steps.append(found.step)
     there = f"the first that is there and whole is of step {min(steps)}" if steps else "none is there that is whole"
-    raise CheckpointError(f"{run.path}: no checkpoint of step {step} or before, {there}: keep more with --keep or --keep-major")
+    raise CheckpointError(
+        f"{run.path}: no checkpoint of step {step} or before, {there}: keep more with --keep or --keep-major"
+    )
 
 
 def verified_steps(run: Run) -> list[Checkpoint]:
@@ -124,4 +128,3 @@ def verified_steps(run: Run) -> list[Checkpoint]:
 def last_step(run: Run) -> int:
     """Updates that the run has recorded."""
     return max((event["step"] + 1 for event in read_events(run.path, "loss")), default=0)
-

@@ -60,7 +60,9 @@ class Run:
         with _writing(self.path):
             free = shutil.disk_usage(self.path).free
             if free < needed:
-                raise CheckpointError(f"{self.path}: {human(free)} are free, a checkpoint takes {human(needed)}: name another place with --out")
+                raise CheckpointError(
+                    f"{self.path}: {human(free)} are free, a checkpoint takes {human(needed)}: name another place with --out"
+                )
             try:
                 self.checkpoints.mkdir()
             except FileExistsError:

@@ -43,7 +43,12 @@ class Saver:
         self._before()
         self._losses[step] = val_loss
         known = {step: loss for step, loss in self._losses.items() if type(loss) is float}
-        self._writer.start(step, contents(self._model, state), self._facts | {"val_loss": val_loss}, min(known, key=known.get, default=None))
+        self._writer.start(
+            step,
+            contents(self._model, state),
+            self._facts | {"val_loss": val_loss},
+            min(known, key=known.get, default=None),
+        )
         self._at, self._since = step, self._clock()
 
     def before_update(self) -> None:

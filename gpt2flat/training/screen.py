@@ -53,9 +53,14 @@ def first_screen(p: Ready, peak: float) -> None:
     """Machine, data, model, memory, and how long it will take. peak: flops per second."""
     s, model = p.s, p.model
     team, wish = model.kernels.last_team(), p.threads  # the team of the peak's measurement
-    why = wish.why if team == wish.count else f"{wish.count} wanted" if model.kernels.openmp() else "built without OpenMP"
+    why = (
+        wish.why if team == wish.count else f"{wish.count} wanted" if model.kernels.openmp() else "built without OpenMP"
+    )
     bf16 = BF16[model.kernels.multiplies_bf16] if model.precision == "bf16" else ""
-    say("machine", f"{model.kernels.label}, {team} thread{'s' * (team > 1)} ({why}), {cpu_name()}, {bf16}measured peak {peak / 1e9:.0f} GFLOP/s")
+    say(
+        "machine",
+        f"{model.kernels.label}, {team} thread{'s' * (team > 1)} ({why}), {cpu_name()}, {bf16}measured peak {peak / 1e9:.0f} GFLOP/s",
+    )
     say("data", p.data.about)
     say("model", describe(model, p.title, s.batch_size, s.seq_len))
     say("memory", f"{human(4 * model.buffer.size)}: {model.arena.breakdown()}")
@@ -104,7 +109,9 @@ class Screen:
             self._line(event.step, f"val loss {event.loss:.6f}")
         elif isinstance(event, Sample):
             self._line(event.step, f"sample\n{self.text(event.ids)}\n---")
-        elif isinstance(event, Saved) and (event.problem or event.step < self.s.steps):  # the last line tells of the last
+        elif isinstance(event, Saved) and (
+            event.problem or event.step < self.s.steps
+        ):  # the last line tells of the last
             took = f"in {event.seconds:.1f} s, updates waited {event.stalled:.1f} s"
             self._line(event.step, f"not saved: {event.problem}" if event.problem else f"saved {event.path} {took}")
         elif isinstance(event, Controlled):

@@ -29,7 +29,13 @@ KINDS = {  # what a resume compares: what it is, and how to go on all the same
     "settings": "config.toml",
 }
 
-REORDERING = {"batch_size", "seq_len", "total_batch_size", "data_seed", "overfit"}  # settings that change which batches come
+REORDERING = {
+    "batch_size",
+    "seq_len",
+    "total_batch_size",
+    "data_seed",
+    "overfit",
+}  # settings that change which batches come
 
 ELSEWHERE = {"out", "threads"}  # what a run is on another machine or in another place
 
@@ -92,7 +98,9 @@ def _fresh(given: dict[str, object], folders: list[Path], open_kernels: Callable
     if s.precision == "auto":
         s.precision = faster_precision(kernels, default_threads(s.threads).count)
     options = _options(s, kernels)
-    Model(model_config, **options).plan(s.batch_size, s.seq_len, training=True)  # what cannot fit fails before a weight is drawn
+    Model(model_config, **options).plan(
+        s.batch_size, s.seq_len, training=True
+    )  # what cannot fit fails before a weight is drawn
     if start.path:
         model = Model.load(start.path, block_size=model_config.block_size, **options)
     else:
@@ -101,7 +109,12 @@ def _fresh(given: dict[str, object], folders: list[Path], open_kernels: Callable
     facts = _facts(s, model, data)
     target.reserve()
     settled = {name: getattr(model_config, name) for name in SHAPE}
-    settled |= {"init": str(start.path or start.name), "threads": model.threads, "out": str(target.path), "steps": _steps(s, batches)}
+    settled |= {
+        "init": str(start.path or start.name),
+        "threads": model.threads,
+        "out": str(target.path),
+        "steps": _steps(s, batches),
+    }
     threads = default_threads(s.threads)
     s = SimpleNamespace(**(vars(s) | settled))
     title = str(start.path) if start.path else f"{start.name} from scratch, seed {s.seed}"
@@ -113,7 +126,9 @@ def _resume(run: Run, given: dict[str, object], folders: list[Path], open_kernel
     before = config.stored(run.config)
     for name in ("init", *SHAPE):
         if given.get(name, before[name]) != before[name]:
-            raise UsageError(f"{SETTINGS[name].flag} {given[name]}: {run.path} goes on with {before[name]}: leave it out, or --resume")
+            raise UsageError(
+                f"{SETTINGS[name].flag} {given[name]}: {run.path} goes on with {before[name]}: leave it out, or --resume"
+            )
     s = settle(before, {name: value for name, value in given.items() if name not in ("out", "resume")})
     wanted(s.report_to or "")
     s.out = str(run.path)
@@ -122,12 +137,20 @@ def _resume(run: Run, given: dict[str, object], folders: list[Path], open_kernel
     found = store.newest()
     notes = [f"passed over {path}: {why}" for path, why in store.passed_over]
     if found is None:
-        raise CheckpointError("; ".join([f"{run.path}: holds no checkpoint that is whole, so there is nothing to resume", *notes]))
+        raise CheckpointError(
+            "; ".join([f"{run.path}: holds no checkpoint that is whole, so there is nothing to resume", *notes])
+        )
     made = settings_at(run, found)
-    edited = {name: value for name, value in before.items() if value != made.get(name) and not SETTINGS[name].this_start and name not in ELSEWHERE}
+    edited = {
+        name: value
+        for name, value in before.items()
+        if value != made.get(name) and not SETTINGS[name].this_start and name not in ELSEWHERE
+    }
     if edited and "settings" not in _allowed(s):
         told = ", ".join(f"{name} {made.get(name)} -> {value}" for name, value in edited.items())
-        raise CheckpointError(f"{run.config}: not what the run was made with: {told}: give flags, or --override settings to have it so")
+        raise CheckpointError(
+            f"{run.config}: not what the run was made with: {told}: give flags, or --override settings to have it so"
+        )
     p = reopen(run, found, s, folders, open_kernels, {name for name in typed if vars(s)[name] != before[name]})
     p.changed = {name: (before[name], vars(s)[name]) for name in sorted(typed) if vars(s)[name] != before[name]}
     p.notes, p.resumed, p.threads = notes + p.notes, found.step, default_threads(given.get("threads"))
@@ -143,7 +166,15 @@ def settings_at(run: Run, found: Checkpoint) -> dict[str, object]:
     return settings
 
 
-def reopen(run: Run, found: Checkpoint, s: SimpleNamespace, folders: list[Path], open_kernels: Callable, changed: Iterable[str] = (), **options) -> Ready:
+def reopen(
+    run: Run,
+    found: Checkpoint,
+    s: SimpleNamespace,
+    folders: list[Path],
+    open_kernels: Callable,
+    changed: Iterable[str] = (),
+    **options,
+) -> Ready:
     """The run as it was when a checkpoint of it was taken. changed: settings that may differ; options: other ones of the model.
 
     Raises CheckpointError for data, a vocabulary or kernels that are not those of the run, unless s.override names them."""
@@ -161,7 +192,9 @@ def reopen(run: Run, found: Checkpoint, s: SimpleNamespace, folders: list[Path],
     trainer = Trainer(model, batches, s)
     trainer.restore(load(model, found), same)
     prompt = prompt_ids(s.sample_prompt, data.tokenizer)
-    return Ready(s, run, trainer, data, validation, prompt, str(found.path), default_threads(s.threads), facts, notes=notes)
+    return Ready(
+        s, run, trainer, data, validation, prompt, str(found.path), default_threads(s.threads), facts, notes=notes
+    )
 
 
 def _allowed(s) -> set[str]:
@@ -174,12 +207,18 @@ def _allowed(s) -> set[str]:
 def _compare(found: Checkpoint, facts: dict, s, changed: set[str], notes: list[str]) -> bool:
     """Whether the run goes on with the same data in the same batches. Raises CheckpointError for a change that is not allowed."""
     allowed = _allowed(s)
-    typed = {"data": {"train_data", "val_data", "dataset", "val_fraction", "tokenizer"}, "isa": {"backend", "precision"}, "vocabulary": {"tokenizer"}}
+    typed = {
+        "data": {"train_data", "val_data", "dataset", "val_fraction", "tokenizer"},
+        "isa": {"backend", "precision"},
+        "vocabulary": {"tokenizer"},
+    }
     differ = {kind for kind in typed if found.facts.get(kind) != facts[kind]}
     refused = sorted(kind for kind in differ if kind not in allowed and not typed[kind] & changed)
     if refused:
         told = "; ".join(f"{kind} ({KINDS[kind]}) was {found.facts.get(kind)}, is {facts[kind]}" for kind in refused)
-        raise CheckpointError(f"{found.path}: not the same run any more: {told}: --override {','.join(refused)} goes on all the same")
+        raise CheckpointError(
+            f"{found.path}: not the same run any more: {told}: --override {','.join(refused)} goes on all the same"
+        )
     notes += [f"{kind} changed" for kind in sorted(differ)]
     if REORDERING & changed or facts["data"]["train"] != (found.facts.get("data") or {}).get("train"):
         notes.append("other batches than before: the data starts a new epoch")
@@ -208,7 +247,9 @@ def _options(s, kernels) -> dict:
 def _facts(s, model: Model, data: Data) -> dict:
     """What must be the same for a resume with the same bits, besides the settings."""
     tokenizer = data.tokenizer
-    words = f"{tokenizer.kind} {tokenizer.eot} {tokenizer.tokens!r}" if tokenizer else f"none, V {model.config.vocab_size}"
+    words = (
+        f"{tokenizer.kind} {tokenizer.eot} {tokenizer.tokens!r}" if tokenizer else f"none, V {model.config.vocab_size}"
+    )
     return {
         "data": {"train": fingerprint(data.train), "val": fingerprint(data.val)},
         "vocabulary": hashlib.sha256(words.encode()).hexdigest()[:16],

@@ -150,7 +150,9 @@ class Trainer:
         policy, patience = policy_of(self.s.on_nonfinite)
         tired = "" if policy == "stop" else f", the {self._bad + 1}. in a row (--on-nonfinite {self.s.on_nonfinite})"
         if self._bad >= patience:
-            raise NonFiniteError(f"update {self.step}: {problem}{self._blame(batch)}{tired}; nothing was updated: try a smaller --lr")
+            raise NonFiniteError(
+                f"update {self.step}: {problem}{self._blame(batch)}{tired}; nothing was updated: try a smaller --lr"
+            )
         self._bad, self._bad_step = self._bad + 1, max(self.step, self._bad_step)
         if policy == "rollback":
             raise RollBack(self.drawn - 1, problem)
@@ -169,4 +171,6 @@ class Trainer:
 
 
 def _unusual(what: str, z: float | None, limit: float) -> str | None:
-    return f"its {what} is {z:.1f} standard deviations above the mean" if limit and z is not None and z > limit else None
+    return (
+        f"its {what} is {z:.1f} standard deviations above the mean" if limit and z is not None and z > limit else None
+    )
