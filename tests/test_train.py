@@ -159,6 +159,64 @@ def test_the_same_run_gives_the_same_bits_and_the_next_number(here):
     assert (first / model).read_bytes() == (second / model).read_bytes()
 
 
+# --- the regime ------------------------------------------------------------------------------------------------------
+
+
+def settings(run: Path) -> dict:
+    return tomllib.loads((run / "config.toml").read_text())
+
+
+def test_a_config_file_lies_between_the_defaults_and_the_flags(here, capsys):
+    Path("mine.toml").write_text("lr = 1\nsteps = 3\nschedule = 'linear'\ndecay_all = true\n")
+    assert main([*SMALL, "--config", "mine.toml", "-x", "2", "-o", "run"]) == 0
+    stored = settings(here / "run")
+    assert [stored[name] for name in ("lr", "steps", "schedule", "decay_all")] == [1.0, 2, "linear", True]
+    assert "config" not in stored and "max_time" not in stored
+    assert main(["--config", "run/config.toml", "-o", "again", "-s", "0"]) == 0  # what a run wrote is one
+    assert metrics(here / "again", "loss") == metrics(here / "run", "loss")
+    for text, says in {
+        "max_iters = 5": "--steps",
+        "lr = 'x'": "lr = 'x': expected a finite number",
+        "steps = 1.5": "steps",
+        "resume = '1'": "belongs on the command line",
+        "[a]\nlr = 1": "a is not a flag",
+    }.items():
+        Path("bad.toml").write_text(text)
+        capsys.readouterr()
+        assert main(["--config", "bad.toml"]) == 2
+        error = capsys.readouterr().err
+        assert "bad.toml" in error and says in error and error.count("\n") == 1
+
+
+def test_accumulation_is_the_larger_batch(here):
+    """Gradients of 3 batches of 4 rows are those of one of 12, and so are the losses, in another order of sums."""
+    common = [*SMALL, "--steps", "4", "--overfit", "-s", "0", "-v", "0"]
+    assert main([*common, "-b", "12", "-o", "large"]) == 0
+    assert main([*common, "-b", "4", "-d", "192", "-o", "small"]) == 0
+    large, small = (metrics(here / name, "loss") for name in ("large", "small"))
+    assert list(large.values()) == pytest.approx(list(small.values()), rel=1e-5)
+
+
+def test_epochs_and_time_say_how_long(here):
+    (here / "odd.txt").write_text(text_of(700))
+    line = [*SMALL, "-i", "odd.txt", "--tokenizer", "byte", "-s", "0", "-v", "0"]
+    assert main([*line, "--steps", "-1", "-o", "one"]) == 0
+    assert main([*line, "--epochs", "0.5", "-o", "half"]) == 0
+    assert settings(here / "half")["steps"] == round(settings(here / "one")["steps"] / 2) > 10
+    assert main([*line, "--steps", "1000000", "--max-time", "0.5s", "-o", "short"]) == 0
+    steps = [int(path.name[5:]) for path in Path("short/checkpoints").iterdir()]
+    assert len(steps) == 1 and 0 <= steps[0] < 1000000
+
+
+def test_what_is_kept(here):
+    line = [*SMALL, "--steps", "12", "-s", "0", "-v", "2", "-n", "1", "-nk", "2", "-nm", "5", "--lr", "0.1", "-k", "constant"]
+    assert main([*line, "-o", "run"]) == 0
+    losses = {step: loss for step, loss in metrics(here / "run", "val_loss").items() if step}
+    best = min(losses, key=losses.get)
+    kept = {int(path.name[5:]) for path in Path("run/checkpoints").iterdir()}
+    assert kept == {11, 12, 5, 10, best}
+
+
 # --- data of the user's own ------------------------------------------------------------------------------------------
 
 

@@ -27,6 +27,8 @@ class Window:
         self.values = [*self.values[1 - WINDOW :], float(value)]
         if len(self.values) < WINDOW:
             return None
-        mean = math.fsum(self.values) / WINDOW
-        deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in self.values) / WINDOW)
-        return (value - mean) / deviation if deviation else 0.0
+        first = self.values[0]
+        apart = [x - first for x in self.values]  # small numbers: their squares lose nothing
+        mean = math.fsum(apart) / WINDOW
+        variance = math.fsum([x * x for x in apart]) / WINDOW - mean * mean
+        return (value - first - mean) / math.sqrt(variance) if variance > 0 else 0.0
