@@ -204,7 +204,9 @@ class Model:
     def _plan(self, B: int, T: int) -> None:
         program = self.program(B, T)
         layouts = self.layouts(program)
-        self.arena.plan_work({name: layouts[name].floats for name in WORK})
+        once = [place for place in program.acts if place.row.recompute and place.slots > 1]  # with --recompute 3
+        spare = sum(place.floats - place.floats // place.slots for place in once)
+        self.arena.plan_work({name: layouts[name].floats for name in WORK}, spare)
         self.scratch = self.arena.section("scratch", layouts["scratch"])
         self.acts = self.arena.section("acts", program.acts)
         self.dacts = self.arena.section("dacts", program.dacts, program.homes)

@@ -1,8 +1,6 @@
 """Axes, layouts and the arena: the numbers of llm.c's files, views, re-planning, limits."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +111,21 @@ def test_work_that_cannot_fit_is_refused_with_a_breakdown():
     assert arena.end == end
 
 
+SMALLER = "a smaller --batch-size or --seq-len, or a smaller model"
+
+
+@pytest.mark.parametrize("have, recompute, advice", [
+    (1_000_000, 0, "a smaller model"),  # not even parameters, 1.65 MB
+    (4_000_000, 0, SMALLER),            # of 18.55 MB recompute would save 13.88
+    (5_000_000, 0, f"--recompute 3, {SMALLER}"),
+    (4_000_000, 3, SMALLER),            # it is on already
+])  # fmt: skip
+def test_the_advice_is_what_can_help(have, recompute, advice, monkeypatch):
+    monkeypatch.setattr("gpt2flat.memory.arena.available_memory", lambda: (have, "a test"))
+    with pytest.raises(CapacityError, match=re.escape(f"available (a test): take {advice} (params 1.6 MB")):
+        Model(GPT2Config(64, 97, 8, 4, 64), recompute=recompute, threads=1, fused=False).plan(8, 64)
+
+
 def test_address_space_limit_is_one_clear_error():
     code = """
 import resource, sys
@@ -127,7 +140,7 @@ except CapacityError as error:
     sys.exit(0)
 sys.exit(1)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = harness.python("-c", code)
     assert done.returncode == 0 and "cannot reserve 2.0 GB" in done.stdout, done.stderr
 
 
@@ -143,7 +156,7 @@ model.forward(np.zeros((1, 8), int), np.zeros((1, 8), int))
 grown = int(open("/proc/self/statm").read().split()[1]) * 4096 - before
 print(grown / (4 * model.config.num_parameters))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = harness.python("-c", code)
     assert done.returncode == 0, done.stderr
     assert 1.0 < float(done.stdout) < 1.7
 

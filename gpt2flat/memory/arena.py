@@ -79,6 +79,7 @@ class Arena:
         self._floats, self._skip = _floats(self._map)
         self.end = self.state_end
         self._admitted: dict[str, int] = {}  # bytes by section that were checked against free memory
+        self._spare = 0  # bytes of the plan that more recompute would save
         self.admit("header", "params")
 
     def _reserve_room(self) -> mmap.mmap:
@@ -117,12 +118,12 @@ class Arena:
             self._require(sum(new.values()), self.sizes)
             self._admitted |= new
 
-    def plan_work(self, sizes: dict[str, int]) -> None:
+    def plan_work(self, sizes: dict[str, int], spare: int = 0) -> None:
         """Plans scratch, dacts and acts anew; their old contents are given back to the system.
 
-        sizes: floats by section. Raises CapacityError with a breakdown when they cannot fit; the old plan then stays. dacts are
-        admitted apart, because only training touches them."""
-        starts, at = {}, self.state_end
+        sizes: floats by section; spare: those that --recompute 3 would save, for the advice. Raises CapacityError with a breakdown
+        when they cannot fit; the old plan then stays. dacts are admitted apart, because only training touches them."""
+        starts, at, self._spare = {}, self.state_end, 4 * spare
         for name in WORK:
             starts[name] = at
             at = _round_up(at + sizes[name], PAGE_FLOATS)
@@ -143,9 +144,11 @@ class Arena:
     def _require(self, more: int, sizes: dict[str, int]) -> None:
         have, limit = available_memory()
         if more > have:
+            short, work = more - have, 4 * sum(sizes.get(name, 0) for name in WORK)
+            ways = ["--recompute 3"] * (short <= self._spare) + ["a smaller --batch-size or --seq-len"] * (short < work)
             raise CapacityError(
-                f"the plan needs {human(more)} more, but only {human(have)} are available ({limit}): take --recompute 3, a "
-                f"smaller --batch-size or --seq-len, or a smaller model ({self.breakdown(sizes)})"
+                f"the plan needs {human(more)} more, but only {human(have)} are available ({limit}): take "
+                f"{', '.join([*ways, 'or a smaller model'] if ways else ['a smaller model'])} ({self.breakdown(sizes)})"
             )
 
     def breakdown(self, sizes: dict[str, int] | None = None) -> str:
