@@ -58,7 +58,7 @@ def parser() -> Parser:
                    help="default 64, or the block size if that is smaller; of growth the longest, 4096")  # fmt: skip
     p.add_argument("--precision", choices=(*PRECISIONS, "auto"), default="fp32",
                    help="bf16: of the products, beside their peak; auto: what is faster here")  # fmt: skip
-    p.add_argument("--attention", default="flash", help="of step: flash or standard (flash)")
+    p.add_argument("--attention", default="flash", help="of step and growth: flash, flash:QxK or standard (flash)")
     p.add_argument("-r", "--recompute", type=number("--recompute", int, 0, RECOMPUTE), default=0, metavar="N",
                    help="of step and growth: what backward makes again, as in train (0)")  # fmt: skip
     p.add_argument("--profile", action="store_true", help="of step: where its time goes, kernel by kernel")
@@ -326,6 +326,8 @@ def check(args: Namespace) -> Callable[[Wish, list[Peer]], int]:
         raise UsageError(f"{' '.join(args.names)}: {words[0]} is timed alone, in a run of its own")
     if words and args.dims:
         raise UsageError(f"--dims resizes single kernels: give {words[0]} another --init, -b or -t")
+    if not words and (args.recompute or args.attention != "flash"):
+        raise UsageError("--recompute and --attention are flags of step and growth: kernels are timed in all their forms")
     if args.profile and words != ["step"]:
         raise UsageError("--profile is a flag of step: gpt2flat bench step --profile")
     if args.vs and (args.profile or words == ["growth"]):

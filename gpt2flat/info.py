@@ -34,7 +34,9 @@ def parser() -> Parser:
         metavar="T",
         help="default 64, or the block size if that is smaller",
     )
-    p.add_argument("--attention", choices=list(gpt2.ATTENTION), default="flash")
+    p.add_argument("--attention", default="flash", help="flash, flash:QxK with the queries and keys of its tiles, or standard")
+    p.add_argument("--dropout", type=number("--dropout", float, 0, 0.999), default=0.0, metavar="P",
+                   help="as in training with it (0)")  # fmt: skip
     p.add_argument("-r", "--recompute", type=number("--recompute", int, 0, gpt2.RECOMPUTE), default=0, metavar="N",
                    help=f"0 to {gpt2.RECOMPUTE}: what backward computes again instead of keeping it")  # fmt: skip
     p.add_argument("--fused", type=number("--fused", int, 0, 1), default=1, metavar="0|1",
@@ -80,7 +82,8 @@ def body(argv: list[str]) -> None:
 
 def about_model(args) -> None:
     name = args.what or DEFAULT
-    model = open_model(name, attention=args.attention, recompute=args.recompute, fused=args.fused)
+    options = {option: getattr(args, option) for option in ("attention", "recompute", "fused", "dropout")}
+    model = open_model(name, **options)
     B, T = args.batch_size, args.seq_len or min(64, model.config.block_size)
     program = model.program(B, T)
     layouts = model.layouts(program)

@@ -124,6 +124,8 @@ def test_bf16_has_a_peak_of_its_own_and_only_for_products(capsys):
         (["--json", "step"], 2, "--json step: name a file"),
         (["step", "gelu"], 2, "step gelu: step is timed alone"),
         (["step", "--dims", "N=3"], 2, "--dims resizes single kernels"),
+        (["gelu", "--attention", "standard"], 2, "--recompute and --attention are flags of step and growth"),
+        (["-r", "1"], 2, "--recompute and --attention are flags of step and growth"),
         (["step", "--attention", "local"], 2, "attention 'local': choose from flash, standard"),
         (["step", "-t", "65"], 8, "batch (1, 65): expected 1 to"),
         (["--profile"], 2, "--profile is a flag of step"),

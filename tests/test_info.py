@@ -196,6 +196,10 @@ def test_a_program_and_a_map(ask, tmp_path):
     assert told["exit"] == 0 and 'linear_forward(out=acts["qkv"][0], inp=acts["ln1"][0]' in told["all"]
     told = ask("tiny", "--program", "-r", 3)
     assert told["exit"] == 0 and 'attention_forward[0] -> acts["atty"][0] (256, 128)' in told["all"] and " again " in told["all"]
+    told = ask("tiny", "--as-code", "--attention", "flash:32x64", "--dropout", 0.1)
+    assert told["exit"] == 0 and "QB=32, KB=64" in told["all"] and 'dropout_backward(dinp=dacts["emb_full"]' in told["all"]
+    told = ask("tiny", "--attention", "flash:32")
+    assert told["exit"] == 2 and "attention 'flash:32': the queries and keys" in told["error"]
     told = ask("tiny", "--map", tmp_path / "absent" / "map.svg")
     assert told["exit"] == 5 and "cannot be written: no such file" in told["error"] and told["error"].count("\n") == 1
 
