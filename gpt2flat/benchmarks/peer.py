@@ -65,6 +65,7 @@ class Torch:
             "gelu",
             "gelu_linear",
             "layernorm",
+            "dropout",
             "attention",
             "embedding",
             "classifier",
@@ -113,6 +114,10 @@ class Torch:
     def residual(self, N, C, **_):
         a, b = self.leaves((N, C), (N, C))
         return lambda: a + b, a, b
+
+    def dropout(self, N, C, **_):
+        x, added = self.leaves((N, C), (N, C))
+        return lambda: self.torch.nn.functional.dropout(x, 0.1) + added, x
 
     def attention(self, B, T, NH, KVH, HS, BF16=0, **_):
         (qkv,) = self.leaves((B, T, (NH + 2 * KVH) * HS), BF16=BF16)

@@ -41,8 +41,7 @@ def dropped(out, inp, p_drop, key_drop, NT, acc):
             kept = room[: y.size]
             for j in range(y.size):
                 kept[j] = x[j]
-            if p_drop[0] > ZERO:
-                drop(kept, p_drop[0], key_drop[0], i64(0), i >> HALF, i)
+            drop(kept, p_drop[0], key_drop[0], i64(0), i >> HALF, i)
             for j in range(y.size):
                 y[j] = y[j] + kept[j] if acc else kept[j]
 
