@@ -287,6 +287,8 @@ ELSEWHERE = {
     "llmc": "test_formats",
     "tokens.FileShard._open": "test_tokens",
     "tokens.TokenLoader.__init__": "test_tokens",
+    "tokens.TokenLoader.restore": "test_tokens",
+    "mt19937.Stream.restore": "test_tokens",
     "tokens.as_ids": "misuse_model",
     "tokens.find_shards": "test_tokens",
     "corpus.builtin": "test_corpus",

@@ -1,5 +1,6 @@
 """The token loader against llm.c's order of samples, every way its data can be wrong, and data sets on disk."""
 
+import json
 import os
 import struct
 import sys
@@ -10,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2flat.data.tokens import ArrayShard, FileShard, TokenLoader, find_datasets, find_shards
-from gpt2flat.errors import DataError, FormatError, UsageError
+from gpt2flat.data.tokens import ArrayShard, FileShard, TokenLoader, find_datasets, find_shards, fingerprint
+from gpt2flat.errors import CheckpointError, DataError, FormatError, UsageError
 from gpt2flat.formats import llmc
 
 TINY = Path(__file__).parent / "llmc_tiny"
@@ -344,3 +345,54 @@ def test_find_datasets(tmp_path):
         "x": (first / "x_train.bin", first / "x_val.bin"),
     }
     assert list(found) == ["a", "x"] and find_datasets([]) == {}
+
+
+# --- taking a position up again --------------------------------------------------------------------------------------
+
+
+def three_shards() -> list[ArrayShard]:
+    return [ArrayShard(np.arange(1000 * i, 1000 * i + n) % 97, f"shard{i}") for i, n in enumerate((300, 170, 410))]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_restored_loader_goes_on_with_the_same_batches(shuffle):
+    """From every position of three epochs over shards of unequal length, by way of JSON."""
+    make = lambda: TokenLoader(three_shards(), 2, 8, 97, shuffle=shuffle, seed=5)  # noqa: E731
+    loader, states, batches = make(), [], []
+    for _ in range(3 * loader.batches + 1):
+        states.append(json.loads(json.dumps(loader.state())))
+        batches.append(loader.next_batch())
+    for start in range(0, len(states), 7):
+        other = make()
+        other.restore(states[start])
+        assert other.state() == states[start]
+        for want in batches[start : start + 9]:
+            assert all((a == b).all() for a, b in zip(other.next_batch(), want, strict=True))
+
+
+@pytest.mark.parametrize("change", [
+    {"order": [0, 1]}, {"order": [0, 1, 1]}, {"order": [0, 1, True]}, {"order": 3}, {"shard": 3}, {"shard": -1}, {"epoch": 1.0}, {"sample": 99},
+    {"stream": None}, {"stream": {}}, {"stream": {"words": [1] * 623, "position": 1}}, {"stream": {"words": [1 << 32] * 624, "position": 1}},
+    {"stream": {"words": [1] * 624, "position": 625}}, {"stream": {"words": ["1"] * 624, "position": 1}}, {"stream": "x"},
+], ids=repr)  # fmt: skip
+def test_a_position_that_does_not_fit_is_refused_and_changes_nothing(change):
+    loader, other = (TokenLoader(three_shards(), 2, 8, 97, shuffle=True) for _ in range(2))
+    for _ in range(5):
+        loader.next_batch(), other.next_batch()
+    with pytest.raises(CheckpointError, match="the position in the data does not fit it"):
+        loader.restore(loader.state() | change)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        loader.restore({name: value for name, value in loader.state().items() if name != "epoch"})
+    assert loader.state() == other.state()
+    assert all((a == b).all() for a, b in zip(loader.next_batch(), other.next_batch(), strict=True))
+
+
+def test_fingerprints_tell_data_apart():
+    shards = three_shards()
+    same, other = fingerprint(shards), fingerprint([ArrayShard(s.tokens + (i == 2), s.name) for i, s in enumerate(shards)])
+    assert same == fingerprint([ArrayShard(s.tokens.astype(np.uint16), "renamed") for s in shards])
+    assert same[:2] == other[:2] and same[2] != other[2] and same[2][0] == 410
+    long = np.zeros((1 << 24) + 5, np.uint16)
+    first = fingerprint([ArrayShard(long)])
+    long[-1] = 1
+    assert fingerprint([ArrayShard(long)]) != first
