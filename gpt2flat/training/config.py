@@ -6,8 +6,11 @@ from pathlib import Path
 
 from ..errors import CheckpointError, UsageError
 from ..formats.files import write_atomically
+from .metrics import Jsonl, read_events
 from .run import read_text
 from .settings import SETTINGS, unknown
+
+NO_SETTINGS = ("save", "stop", "file")  # of a record of control.toml
 
 
 def write(path: Path, settings: dict[str, object]) -> None:
@@ -23,13 +26,18 @@ def read(path) -> dict[str, object]:
         entries = tomllib.loads(read_text(Path(path)))
     except (ValueError, RecursionError) as problem:
         raise UsageError(f"{path}: is no TOML file: {problem}") from None
+    return checked(entries, path)
+
+
+def checked(entries, where) -> dict[str, object]:
+    """A table of settings as read from `where`. Raises UsageError."""
     try:
         for name in entries:
             if name not in SETTINGS or SETTINGS[name].this_start:
                 raise UsageError(unknown(name) if name not in SETTINGS else f"{name} belongs on the command line")
         return {name: SETTINGS[name].of_file(value) for name, value in entries.items()}
     except UsageError as problem:
-        raise UsageError(f"{path}: {problem}") from None
+        raise UsageError(f"{where}: {problem}") from None
 
 
 def stored(path: Path) -> dict[str, object]:
@@ -38,6 +46,18 @@ def stored(path: Path) -> dict[str, object]:
         return dict.fromkeys(SETTINGS) | read(path)
     except UsageError as problem:
         raise CheckpointError(f"{problem}: this is no config.toml of a run of this version") from None
+
+
+def recorded(run: Path, key: str) -> list[tuple[int, dict[str, object]]]:
+    """(step, settings) of the records of metrics.jsonl that changed some: key "resumed" or "control". Raises CheckpointError."""
+    path, found = run / Jsonl.name, []
+    for event in read_events(run, key):
+        try:
+            settings = {name: value for name, value in event[key].items() if name not in NO_SETTINGS}
+            found.append((event["step"], event[key] | checked(settings, path)))
+        except UsageError as problem:
+            raise CheckpointError(f"{problem}: the record of step {event['step']} is damaged") from None
+    return found
 
 
 def toml(values: dict[str, str | int | float | bool | None]) -> str:

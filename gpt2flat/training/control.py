@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import CheckpointError, DataError, UsageError
-from .metrics import read_events
+from . import config
 from .run import LONGEST, read_text
 from .settings import SETTINGS
 
@@ -27,18 +27,16 @@ class Control:
 
     def __init__(self, run: Path, step: int, encode: Callable, warn: Callable[[str], None]):
         self._path, self._encode, self._warn, self._stamp = run / FILE, encode, warn, None
-        events = list(read_events(run, "control"))
-        self._past = {event["step"]: event["control"] for event in events if event["step"] >= step}
-        self._seen = events[-1]["control"].get("file") if events else None
-        prompts = [
-            e["control"]["sample_prompt"] for e in events if e["step"] < step and "sample_prompt" in e["control"]
-        ]
+        events = config.recorded(run, "control")
+        self._past = {at: changes for at, changes in events if at >= step}
+        self._seen = events[-1][1].get("file") if events else None
+        prompts = [changes["sample_prompt"] for at, changes in events if at < step and "sample_prompt" in changes]
         self._prompt = encode(prompts[-1]) if prompts else None
 
     def read(self, step: int) -> dict:
         """What is to change before update `step`: lr, sample_prompt, save, stop; usually {}. "file", a digest of it, is there when it
         was the file that said so, now."""
-        changes = {name: value for name, value in self._past.pop(step, {}).items() if name not in (*ONCE, "file")}
+        changes = {name: value for name, value in self._past.pop(step, {}).items() if name not in config.NO_SETTINGS}
         try:
             status = self._path.stat()
         except OSError:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from ..errors import CheckpointError, UsageError
+from . import config
 from .checkpoints import Checkpoint, Checkpoints
 from .metrics import read_events
 from .run import Run
@@ -41,8 +42,8 @@ class Replay:
         self, run: Run, found: Checkpoint, folders: list[Path], open_kernels: Callable, override: str | None = None
     ):
         self._run, self._found = run, found
-        self._resumed = list(read_events(run.path, "resumed"))
-        self._controls = {event["step"]: event["control"] for event in read_events(run.path, "control")}
+        self._resumed = config.recorded(run.path, "resumed")
+        self._controls = dict(config.recorded(run.path, "control"))
         self._losses = {event["step"]: event["loss"] for event in read_events(run.path, "loss")}
         s = settle(settings_at(run, found), {})
         s.override = override
@@ -93,13 +94,16 @@ class Replay:
 
     def _obey(self, step: int) -> None:
         trainer = self.ready.trainer
-        for event in self._resumed:
-            if event["step"] == step > self._found.step:
-                if moved := REORDERING & event["resumed"].keys():
-                    raise CheckpointError(f"{self._run.path}: went on with another {', '.join(sorted(moved))} at step {step}: replay from a "
-                                          "checkpoint at that step or later")  # fmt: skip
-                for name, value in event["resumed"].items():
+        for at, changes in self._resumed:
+            if at == step > self._found.step:
+                if moved := REORDERING & changes.keys():
+                    raise CheckpointError(
+                        f"{self._run.path}: went on with another {', '.join(sorted(moved))} at step {step}: replay from a "
+                        "checkpoint at that step or later"
+                    )
+                for name, value in changes.items():
                     setattr(trainer.s, name, value)
+                trainer.lr = None if "lr" in changes else trainer.lr
         trainer.lr = self._controls.get(step, {}).get("lr", trainer.lr)
 
 

@@ -11,12 +11,11 @@ from ..benchmarks.machine import faster_precision
 from ..data.tokens import TokenLoader, fingerprint
 from ..errors import CheckpointError, UsageError
 from ..kernels import Threads, default_threads
-from ..model import Model
+from ..model import Model, find_shape
 from . import config
 from .checkpoints import Checkpoint, Checkpoints
 from .inputs import Data, Start, check_shards, find_data, find_start, prompt_ids, shape_of
 from .run import Run, find_run, new_run
-from .metrics import read_events
 from .saving import load
 from .settings import SETTINGS, SHAPE, accumulation, resolve, settle
 from .trackers import wanted
@@ -153,16 +152,21 @@ def _resume(run: Run, given: dict[str, object], folders: list[Path], open_kernel
         )
     p = reopen(run, found, s, folders, open_kernels, {name for name in typed if vars(s)[name] != before[name]})
     p.changed = {name: (before[name], vars(s)[name]) for name in sorted(typed) if vars(s)[name] != before[name]}
+    if "lr" in p.changed:
+        p.trainer.lr = None  # of an older control.toml
     p.notes, p.resumed, p.threads = notes + p.notes, found.step, default_threads(given.get("threads"))
     return p
 
 
 def settings_at(run: Run, found: Checkpoint) -> dict[str, object]:
     """All settings that held right after a checkpoint: its own, and what was typed when the run went on from there."""
-    settings = dict.fromkeys(SETTINGS) | found.facts["settings"]
-    for event in read_events(run.path, "resumed"):
-        if event["step"] >= found.step:
-            settings |= event["resumed"]
+    try:
+        settings = dict.fromkeys(SETTINGS) | config.checked(found.facts.get("settings"), found.path)
+    except (UsageError, TypeError, AttributeError) as problem:
+        raise CheckpointError(f"{found.path}: the settings in its manifest are damaged: {problem}") from None
+    for step, changes in config.recorded(run.path, "resumed"):
+        if step >= found.step:
+            settings |= changes
     return settings
 
 
@@ -181,7 +185,7 @@ def reopen(
     kernels = open_kernels(None if s.backend == "auto" else s.backend)
     if s.precision == "auto":
         s.precision = faster_precision(kernels, default_threads(s.threads).count)
-    model = Model.load(found.model, **_options(s, kernels) | options)
+    model = Model(find_shape(found.model)[0], **_options(s, kernels) | options)
     data = find_data(s, Start(str(s.init), found.model, model.config), folders)
     batches, validation = _loaders(s, data, model.config.vocab_size)
     check_shards(data.train + data.val, model.config.vocab_size)
@@ -220,7 +224,7 @@ def _compare(found: Checkpoint, facts: dict, s, changed: set[str], notes: list[s
             f"{found.path}: not the same run any more: {told}: --override {','.join(refused)} goes on all the same"
         )
     notes += [f"{kind} changed" for kind in sorted(differ)]
-    if REORDERING & changed or facts["data"]["train"] != (found.facts.get("data") or {}).get("train"):
+    if REORDERING & changed or "data" in differ:
         notes.append("other batches than before: the data starts a new epoch")
         return False
     return True
