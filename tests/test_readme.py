@@ -10,6 +10,7 @@ import pytest
 
 from gpt2flat.arch import gpt2
 from gpt2flat.info import main as info
+from gpt2flat.inspection import presets
 from gpt2flat.kernels.ops import OPS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +48,12 @@ def ops():
     return table(["op", "writes", "reads", "flops of forward"], rows)
 
 
-GENERATED = {"tensors": tensors, "ops": ops}
+def shapes():
+    rows = [(row["names"], presets.words(row)) for row in presets.presets()]
+    return table(list(presets.HEAD), [[", ".join(f"`{name}`" for name in names), *words[1:]] for names, words in rows])
+
+
+GENERATED = {"tensors": tensors, "ops": ops, "presets": shapes}
 
 
 def section(name):

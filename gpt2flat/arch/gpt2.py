@@ -216,6 +216,7 @@ _GPT2 = {
     72: (30, 2880),
     84: (36, 3456),
 }
+_OPENAI = {"gpt2": 12, "gpt2-medium": 24, "gpt2-large": 36, "gpt2-xl": 48}  # as Hugging Face calls OpenAI's four
 # channels: layers, head size (llm.c's gpt3:c384 ..)
 _GPT3 = {
     384: (6, 64),
@@ -229,13 +230,16 @@ _GPT3 = {
 }
 PRESETS = {
     "tiny": GPT2Config(block_size=64, vocab_size=257, n_layer=4, n_head=4, n_embd=128),  # nanoGPT's CPU tutorial
+    "mini": GPT2Config(block_size=128, vocab_size=257, n_layer=4, n_head=4, n_embd=256),
+    "small": GPT2Config(block_size=256, vocab_size=257, n_layer=6, n_head=6, n_embd=384),  # nanoGPT's Shakespeare, by letters
     **{f"d{d}": GPT2Config(1024, 50257, d, nh, c) for d, (nh, c) in _GPT2.items()},
+    **{name: GPT2Config(1024, 50257, d, *_GPT2[d]) for name, d in _OPENAI.items()},
     **{f"gpt3:c{c}": GPT2Config(2048, 50257, layers, c // hs, c) for c, (layers, hs) in _GPT3.items()},
 }
 
 
 def config_of(name: str) -> GPT2Config:
-    """The shape of a preset or of llm.c's descriptors: "tiny", "d12", "gpt2:d24", "gpt3:c768". Raises UsageError."""
+    """The shape of a preset or of llm.c's descriptors: "tiny", "gpt2", "d12", "gpt2:d24", "gpt3:c768". Raises UsageError."""
     key = name.removeprefix("gpt2:")
     if key not in PRESETS:
         raise UsageError(f"no preset or descriptor {name!r}; there are {', '.join(PRESETS)}")
