@@ -114,7 +114,7 @@ def test_a_multiple_choice_file(ask, tmp_path):
 def test_a_run(ask, tmp_path):
     assert train(["--steps", "3", "-b", "2", "-s", "0", "-v", "2", "--out", str(tmp_path / "run")]) == 0
     told = ask(tmp_path / "run")
-    assert told["exit"] == 0 and "step_00000003/model.bin, 3.4 MB" in told["saved"] and "steps 3" in told["settings"]
+    assert told["exit"] == 0 and "step_00000003/model.bin, 3.4 MB; the checkpoint has 10.2 MB" in told["saved"] and "steps 3" in told["settings"]
     assert re.match(r"3 updates, loss [\d.]+ \(step 0\) -> [\d.]+ \(step 2\), ", told["progress"]) and "best" in told["validation"]
     assert "byte: 257 tokens" in told["tokenizer"] and f"{default_threads().count} threads" in told["machine"]
     with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
@@ -165,7 +165,7 @@ def test_numbers_of_a_record_that_are_none_do_no_harm(ask, tmp_path):
     lines = [{"step": "x"}, {"step": 1, "loss": "x"}, {"step": 1, "loss": 2.5, "tokens_per_s": 7}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     told = ask(tmp_path)
-    assert told["exit"] == 0 and told["progress"].startswith("1 updates, loss 2.5000 (step 1)")
+    assert told["exit"] == 0 and told["progress"].startswith("2 updates, loss 2.5000 (step 1)")
     assert told["saved"] == "no checkpoint"
 
 
@@ -173,7 +173,7 @@ def test_numbers_of_a_record_that_are_none_do_no_harm(ask, tmp_path):
 def test_a_rate_that_is_no_number_does_no_harm(ask, tmp_path, rate):
     (tmp_path / "config.toml").write_text("")
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 2.5, "tokens_per_s": rate}))
-    assert ask(tmp_path)["progress"] == "1 updates, loss 2.5000 (step 1) -> 2.5000 (step 1)"
+    assert ask(tmp_path)["progress"] == "2 updates, loss 2.5000 (step 1) -> 2.5000 (step 1)"
 
 
 def test_settings_that_nest_too_deep_are_one_line(ask, tmp_path):

@@ -22,6 +22,7 @@ AGAIN = {"loss", "val_loss", "sample", "skipped"}
 PACE = 1.0
 PIECE = 1 << 20
 LONGEST = 1 << 20  # bytes of a line
+LAST_STEP = 1 << 53
 
 
 class _Lines:
@@ -179,7 +180,12 @@ def parse(line: bytes | str) -> dict:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return {}
-    return record if isinstance(record, dict) and type(record.get("step")) is int and record["step"] >= 0 else {}
+    return record if is_record(record) else {}
+
+
+def is_record(value) -> bool:
+    """Whether a value of JSON is a record: an object with a step."""
+    return isinstance(value, dict) and type(value.get("step")) is int and 0 <= value["step"] < LAST_STEP
 
 
 def keep(run: Path, step: int) -> None:
