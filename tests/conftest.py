@@ -18,6 +18,7 @@ NEEDS = {
     "test_parity.py": (("torch", "transformers"), "pip install -e '.[parity]'"),
     "test_bench_torch.py": (("torch",), "pip install -e '.[torch]'"),
     "test_bench_plot.py": (("matplotlib",), "pip install -e '.[plot]'"),
+    "test_plot.py": (("matplotlib",), "pip install -e '.[plot]'"),
     "test_tensorboard.py": (("tensorboard",), "pip install -e '.[tensorboard]'"),
     "test_build.py": (("gcc",), "apt install gcc python3-dev"),
 }

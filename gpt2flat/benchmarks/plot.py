@@ -72,17 +72,19 @@ def memory_roofs(adamw: float, rows: Iterable[Row | ProfileRow] = ()) -> dict[st
     return {"memory, AdamW's mix": adamw} | ({"fastest cached stream": cached} if cached else {})
 
 
-def check_plot(path: str) -> None:
-    """Before anything is timed. Raises UsageError for a name that is no PNG, or in no directory, and without matplotlib."""
-    if Path(path).suffix.lower() != ".png":
-        raise UsageError(f"--plot {path}: expected the name of a PNG file, such as roofline.png")
+def check_plot(path: str, flag: str = "--plot", kinds: tuple[str, ...] = (".png",)) -> None:
+    """Before anything is timed or read. Raises UsageError for a name that is no picture, or in no directory, and without
+    matplotlib."""
+    if Path(path).suffix.lower() not in kinds:
+        names = " or ".join(kind[1:].upper() for kind in kinds)
+        raise UsageError(f"{flag} {path}: expected the name of a {names} file, such as picture{kinds[0]}")
     if not Path(path).absolute().parent.is_dir():
-        raise UsageError(f"--plot {path}: there is no directory {Path(path).parent}")
+        raise UsageError(f"{flag} {path}: there is no directory {Path(path).parent}")
     try:
         import matplotlib  # noqa: F401
     except ImportError as problem:
         raise UsageError(
-            f"--plot needs matplotlib, which cannot be imported: pip install 'gpt2flat[plot]' ({problem})"
+            f"{flag} needs matplotlib, which cannot be imported: pip install 'gpt2flat[plot]' ({problem})"
         ) from None
 
 
