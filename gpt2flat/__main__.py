@@ -12,6 +12,9 @@ COMMANDS = {
     "check": "compare a model with PyTorch's numbers, or its gradients with numeric ones",
     "bench": "time every kernel against what this machine can do",
     "replay": "open a past step of a run again, to the bit",
+    "runs": "list runs, compare them, list models and presets",
+    "plot": "draw the curves of runs",
+    "report": "make one HTML page of a run",
     "info": "print the memory map and the program of a model",
 }
 
