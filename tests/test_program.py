@@ -42,6 +42,9 @@ def test_golden_listing():
         lines += [f"# backward with recompute {level}", *(name(c) + " again" * is_again(calls, c) for c in calls)]
     fused = listing(Model(SHAPE, threads=2, recompute=3).program(2, 17)).splitlines()
     lines += ["# layer 0 fused, with recompute 3", *(line for line in fused if "[0] -> " in line)]
+    dropping = listing(Model(SHAPE, threads=2, dropout=0.1).program(2, 17)).splitlines()
+    lines += ["# what drops, and what it drops from, with dropout"]
+    lines += [line for line in dropping if line.startswith("dropout") or "_full" in line]
     assert "\n".join(lines) + "\n" == GOLDEN.read_text()
 
 
