@@ -286,11 +286,11 @@ def cases(fills=FILLS) -> list[Case]:
     return list(dict.fromkeys(found))
 
 
-def python(*words: str) -> subprocess.CompletedProcess:
+def python(*words: str, timeout: float = 120) -> subprocess.CompletedProcess:
     """A Python of its own that sees the same package."""
     path = os.pathsep.join([str(Path(kernels.__file__).parents[2]), str(Path(__file__).parent)])
     environment = os.environ | {"PYTHONPATH": path}
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120, env=environment)
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=timeout, env=environment)
 
 
 def calls_of_a_step(config, B: int, T: int) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 Kills, power cuts and failing calls: test_faults.py."""
 
+import hashlib
 import json
 import os
 import re
@@ -33,11 +34,17 @@ def store(tmp_path):
 
 
 class Ops(FileOps):
-    """The disk, with a size that a test may set, and folders that are made as they are needed."""
+    """The disk without the waiting, and with a size that a test may set."""
 
     def __init__(self, home: Path):
         (home / "run").mkdir(exist_ok=True)
         self.room = None
+
+    def fsync(self, fd):
+        pass
+
+    def fsync_dir(self, folder):
+        pass
 
     def free(self, folder):
         return super().free(folder) if self.room is None else self.room
@@ -124,7 +131,7 @@ def test_what_is_not_finite_is_not_saved(store, value, index):
 def test_a_full_disk_is_said_before_anything_is_written(store):
     store.write(1, files())
     store._ops.room = 1 << 20
-    with pytest.raises(CheckpointError, match=r"checkpoints: 1.0 MB are free, a checkpoint takes 13.0 kB.*--keep"):
+    with pytest.raises(CheckpointError, match=r"checkpoints: 1.0 MB are free, a checkpoint takes 13.0 kB.* --keep"):
         store.write(2, files())
     store._ops.room += 13100
     store.write(3, files())
@@ -277,6 +284,12 @@ ATTACKS = {
 }
 
 
+def sealed(data):
+    """A manifest with a hash of its own that holds."""
+    body = data[: data.rindex(b",")]
+    return body + b',\n "sha256": "%b"\n}\n' % hashlib.sha256(body).hexdigest().encode()
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_hostile_manifests(store, attack):
     store.write(1, files(1))
@@ -290,12 +303,23 @@ def test_hostile_manifests(store, attack):
             else (data.replace(old, new, 1), data.count(old))
         )
         assert times >= 1
-    file.write_bytes(changed if isinstance(change, tuple) else change)
+        change = sealed(changed)
+    file.write_bytes(change)
     start = time.process_time()
     with pytest.raises(CheckpointError, match=r"manifest.json: [^\n]*$") as refusal:
         Checkpoint(file.parent)
     assert time.process_time() - start < 0.5 and len(str(refusal.value)) < 600
     assert store.newest().step == 1 and store.passed_over
+
+
+def test_no_bit_of_a_manifest_can_change(store):
+    data = (store.write(2, files(), {"losses": [1.5, 2.25]}) / "manifest.json").read_bytes()
+    manifest.decode("here", data)
+    for at in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[at // 8] ^= 1 << at % 8
+        with pytest.raises(CheckpointError, match="here: is no manifest"):
+            manifest.decode("here", bytes(flipped))
 
 
 def test_a_manifest_is_read_as_it_was_written(store):

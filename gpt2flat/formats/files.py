@@ -57,9 +57,10 @@ class RegularFile:
         return bytes(data)
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with contextlib.suppress(OSError):  # what was read has been read
+                os.close(fd)
 
     def __enter__(self) -> "RegularFile":
         return self
@@ -72,8 +73,8 @@ class RegularFile:
 
 
 class FileOps:
-    """The calls that change files and folders. Everything durable goes through one of these, so that tests can record the
-    calls, make any of them fail, or end the process at it. They raise OSError."""
+    """The calls that change files and folders. Everything durable goes through one of these, so that tests can record
+    the calls, make any of them fail, or end the process at it. They raise OSError."""
 
     def create(self, path: Path) -> int:
         """The descriptor of a new file, open to write. Nothing may be there yet, not even a symbolic link."""
@@ -179,7 +180,8 @@ def _option(*names: str) -> int:
 
 
 def _read_at(fd: int, view, offset: int) -> int:
-    """Bytes read into `view` from `offset` on: by position where the system can, else (macOS, Windows) behind a seek."""
+    """Bytes read into `view` from `offset` on: by position where the system can, else (macOS, Windows) behind a
+    seek."""
     if hasattr(os, "preadv"):
         return os.preadv(fd, [view], offset)
     os.lseek(fd, offset, os.SEEK_SET)

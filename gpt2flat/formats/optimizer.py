@@ -1,7 +1,8 @@
 """optimizer.bin: AdamW's m and v for one range of the flat parameters, whoever owned it when it was written.
 
-A header as llm.c's files have (256 int32): magic, version, then as u64 from word 2 on P, begin, end, t: all parameters of
-the model, the range [begin, end) of them that the file holds, the updates done. Then m[begin:end], v[begin:end], float32."""
+A header as llm.c's files have (256 int32): magic, version, then as u64 from word 2 on P, begin, end, t: all parameters
+of the model, the range [begin, end) of them that the file holds, the updates done. Then m[begin:end], v[begin:end],
+float32."""
 
 import struct
 
@@ -67,7 +68,8 @@ class OptimizerFile:
         Raises FormatError for parameters that the file does not hold or a v below 0, NonFiniteError for NaN or inf."""
         if not self.begin <= begin <= begin + m.size <= self.end or m.size != v.size:
             raise FormatError(
-                f"{self._file.path}: holds the parameters {self.begin} to {self.end}, expected {begin} to {begin + m.size}"
+                f"{self._file.path}: holds the parameters {self.begin} to {self.end}, expected {begin} to "
+                f"{begin + m.size}"
             )
         start = llmc.HEADER_BYTES + 4 * (begin - self.begin)
         for name, offset, view in (("m", start, m), ("v", start + 4 * (self.end - self.begin), v)):

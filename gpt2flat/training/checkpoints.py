@@ -1,4 +1,5 @@
-"""The checkpoints of one run: written beside their place, synced, renamed, verified, and only then are old ones removed.
+"""The checkpoints of one run: written beside their place, synced, renamed, verified, and only then are old ones
+removed.
 
 At any instant, also of a kill or a power cut, the newest durable checkpoint loads. Which one is newest is a matter of
 step numbers, which one is whole of its manifest's hashes; file times mean nothing. tests/faults.py holds this to it."""
@@ -106,7 +107,8 @@ class Checkpoints:
 
         files: by name the buffers (bytes or contiguous arrays) that it holds one behind the other; facts: plain JSON
         values; taken: called as soon as the last buffer has been read. One of the same step is replaced. Raises
-        NonFiniteError for a float that is NaN or inf, CheckpointError for anything that fails; then all is as before."""
+        NonFiniteError for a float that is NaN or inf, CheckpointError for anything that fails; then all is as
+        before."""
         files = {name: list(buffers) for name, buffers in files.items()}
         target = self.place(step)
         temporary = self._unused("tmp", target)
@@ -136,7 +138,8 @@ class Checkpoints:
         free = self._ops.free(self.folder)
         if free < size + SPARE:
             raise CheckpointError(
-                f"{self.folder}: {human(free)} are free, a checkpoint takes {human(size)}: make room, or keep fewer with --keep"
+                f"{self.folder}: {human(free)} are free, a checkpoint takes {human(size)}: make room, or take a smaller "
+                "--keep"
             )
 
     def _write_files(self, folder: Path, files: dict[str, list], taken: Callable[[], None]) -> dict[str, Entry]:
@@ -174,19 +177,15 @@ class Checkpoints:
             for start in range(0, flat.size, CHUNK):
                 chunk = flat[start : start + CHUNK]
                 if is_float:
-                    self._require_finite(path, chunk.view(buffer.dtype), floats)
-                    floats += chunk.size // buffer.itemsize
+                    part = chunk.view(buffer.dtype)
+                    if (index := first_nonfinite(part)) is not None:
+                        number = f"{path.name}: float {floats + index} is {part[index]}"
+                        raise NonFiniteError(f"{number}, expected finite numbers; nothing was saved")
+                    floats += part.size
                 digest.update(chunk)
                 write_all(self._ops, fd, chunk)
             size += flat.size
         return Entry(size, digest.hexdigest())
-
-    def _require_finite(self, path: Path, floats: np.ndarray, before: int) -> None:
-        index = first_nonfinite(floats)
-        if index is not None:
-            raise NonFiniteError(
-                f"{path.name}: float {before + index} is {floats[index]}, expected finite numbers; nothing was saved"
-            )
 
     def _commit(self, temporary: Path, target: Path) -> None:
         """Gives a whole checkpoint its name. One that has it is set aside, where a reader still finds it."""
@@ -207,13 +206,14 @@ class Checkpoints:
             raise
         self._sound[target.name] = checkpoint.manifest
         if len(done) > 1 and self._is_ours(aside):
-            self._remove(aside)
+            with contextlib.suppress(OSError):  # the save is done; recover() comes back to what is left
+                self._remove(aside)
 
     # -- removing ------------------------------------------------------------------------------------------------------
 
     def prune(self, keep: int, major: int = 0, best: int | None = None) -> list[Path]:
-        """Removes old checkpoints and returns which. The `keep` newest that verify stay (0: all), multiples of `major` (0:
-        none), the step `best`, and everything that is not wholly ours. Raises CheckpointError."""
+        """Removes old checkpoints and returns which. The `keep` newest that verify stay (0: all), multiples of `major`
+        (0: none), the step `best`, and everything that is not wholly ours. Raises CheckpointError."""
         if keep < 1:
             return []
         kept, removed = set(), []
@@ -227,8 +227,9 @@ class Checkpoints:
         return removed
 
     def remove_after(self, step: int) -> list[Path]:
-        """Removes this run's whole checkpoints of higher steps: a run that goes on from `step` comes to others, and prune
-        would take those for newer. Returns which. Raises CheckpointError, also for one that holds foreign files."""
+        """Removes this run's whole checkpoints of higher steps: a run that goes on from `step` comes to others, and
+        prune would take those for newer. Returns which. Raises CheckpointError, also for one that holds foreign
+        files."""
         self._sound.clear()  # what is damaged since stays, as evidence
         higher = [path for place, path in self._places() if place > step and self._is_sound(place, path)]
         for path in higher:
@@ -240,8 +241,8 @@ class Checkpoints:
         return higher
 
     def recover(self) -> None:
-        """Cleans up after a writer that was killed: its temporaries go; what it had set aside gets its name back, or goes
-        if the new one is whole. Raises CheckpointError."""
+        """Cleans up after a writer that was killed: its temporaries go; what it had set aside gets its name back, or
+        goes if the new one is whole. Raises CheckpointError."""
         with self._reporting(self.folder, "cannot be cleaned up"):
             for name in self._names():
                 path, match = self.folder / name, ASIDE.fullmatch(name)

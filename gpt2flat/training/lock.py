@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import time
 from pathlib import Path
 
 from ..errors import CheckpointError, RunLockedError, reason
@@ -18,8 +19,8 @@ OWNER = re.compile(rb"pid (\d{1,20}) on ([\w.-]{1,255})\n", re.ASCII)
 class RunLock:
     """Holds the lock file `path` until release(), the end of a `with`, or the end of the process.
 
-    The file says "pid 123 on host" and stays where it is: removing it would let two owners have a file each. Windows has
-    no such locks, so nothing is held there; neither do some network file systems, which say so."""
+    The file says "pid 123 on host" and stays where it is: removing it would let two owners have a file each. Windows
+    has no such locks, so nothing is held there; neither do some network file systems, which say so."""
 
     def __init__(self, path):
         """Raises RunLockedError that names the owner if there is one, CheckpointError if the file cannot be locked."""
@@ -30,9 +31,9 @@ class RunLock:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, f"pid {os.getpid()} on {platform.node() or 'this-machine'}\n".encode(), 0)
+            os.pwrite(self._fd, f"pid {os.getpid()} on {_host()}\n".encode(), 0)
         except BlockingIOError:
-            owner = OWNER.fullmatch(os.pread(self._fd, 512, 0))
+            owner = self._owner()
             who = f"process {owner[1].decode()} on {owner[2].decode()}" if owner else "another process"
             self.release()
             raise RunLockedError(
@@ -41,6 +42,15 @@ class RunLock:
         except OSError as problem:
             self.release()
             raise CheckpointError(f"{self.path}: cannot be locked: {reason(problem)}") from None
+
+    def _owner(self) -> re.Match | None:
+        """What the file says, once it is not the word of an owner before."""
+        for _ in range(20):
+            owner = OWNER.fullmatch(os.pread(self._fd, 512, 0))
+            if owner and (owner[2].decode() != _host() or os.path.exists(f"/proc/{owner[1].decode()}")):
+                break
+            time.sleep(0.01)  # the new one is about to write
+        return owner
 
     def release(self) -> None:
         if self._fd >= 0:
@@ -52,3 +62,7 @@ class RunLock:
 
     def __exit__(self, *exc) -> None:
         self.release()
+
+
+def _host() -> str:
+    return re.sub(r"[^\w.-]", "-", platform.node(), flags=re.ASCII)[:255] or "this-machine"

@@ -1,5 +1,5 @@
-"""One checkpoint on disk, and manifest.json, its commit record: which run and step, every file with its size and SHA-256,
-and the facts that a resume needs (plain JSON values).
+"""One checkpoint on disk, and manifest.json, its commit record: which run and step, every file with its size and
+SHA-256, the facts that a resume needs (plain JSON values), and last the SHA-256 of all that stands before it.
 
 Read as what a stranger may have written: bounded, no names with folders, no key twice, no NaN."""
 
@@ -45,11 +45,17 @@ def encode(manifest: Manifest) -> bytes:
     found = {"format": FORMAT, "step": manifest.step, "run": manifest.run}
     found |= {"files": {name: entry._asdict() for name, entry in manifest.files.items()}, "facts": manifest.facts}
     try:
-        data = json.dumps(found, indent=1, allow_nan=False).encode()
+        body = json.dumps(found, indent=1, allow_nan=False).encode().removesuffix(b"\n}")
     except (TypeError, ValueError, RecursionError) as problem:
         raise CheckpointError(f"{NAME}: the facts are no plain, finite JSON values: {problem}") from None
+    data = body + _seal(body)
     decode(NAME, data)
     return data
+
+
+def _seal(body: bytes) -> bytes:
+    """The end of a manifest: its own hash, so that no bit of it can change unseen either."""
+    return b',\n "sha256": "%b"\n}\n' % hashlib.sha256(body).hexdigest().encode()
 
 
 def require_names(names) -> None:
@@ -74,9 +80,13 @@ def decode(where, data: bytes) -> Manifest:
         )
     except (ValueError, RecursionError) as problem:
         raise CheckpointError(f"{where}: is no manifest: {str(problem)[:200]}") from None
-    keys = {"format", "step", "run", "files", "facts"}
+    keys = {"format", "step", "run", "files", "facts", "sha256"}
     _require(
         where, isinstance(found, dict) and found.keys() == keys, f"expected an object of {', '.join(sorted(keys))}"
+    )
+    body = data[: -len(_seal(b""))]
+    _require(
+        where, data == body + _seal(body), "its own SHA-256 does not hold: it was damaged after it had been written"
     )
     _require(where, found["format"] == FORMAT, f"expected format {FORMAT}, written by this version of gpt2flat")
     _require(where, _whole(found["step"]), "step: expected a whole number of 0 or more")
@@ -141,8 +151,8 @@ class Checkpoint:
         wanted = self.manifest.files[name].sha256
         if sha256 != wanted:
             raise CheckpointError(
-                f"{self.path / name}: its SHA-256 is {sha256[:16]}..., expected the {wanted[:16]}... of its manifest: the "
-                "file was damaged after it had been written"
+                f"{self.path / name}: its SHA-256 is {sha256[:16]}..., expected the {wanted[:16]}... of its manifest: "
+                "the file was damaged after it had been written"
             )
 
 

@@ -13,9 +13,9 @@ from .checkpoints import Checkpoints
 
 @dataclass
 class Save:
-    """A save: its step, the folder once it is durable, how many seconds training waited for it, how many it took in all,
-    which old checkpoints went, and the CheckpointError or NonFiniteError that it ran into. With a path and a problem, the
-    checkpoint is there and what came after it failed."""
+    """A save: its step, the folder once it is durable, how many seconds training waited for it, how many it took in
+    all, which old checkpoints went, and the CheckpointError or NonFiniteError that it ran into. With a path and a
+    problem, the checkpoint is there and what came after it failed."""
 
     step: int
     path: Path | None = None
@@ -45,9 +45,9 @@ class Writer:
         best: int | None = None,
         then: Callable[[Path], None] | None = None,
     ) -> None:
-        """Begins a save, after the end of one that is under way. files, facts: as for Checkpoints.write; the buffers must
-        not change before before_update() returns. best: a step that is kept; then: called in the thread with the folder
-        once it is durable, before anything is pruned."""
+        """Begins a save, after the end of one that is under way. files, facts: as for Checkpoints.write; the buffers
+        must not change before before_update() returns. best: a step that is kept; then: called in the thread with the
+        folder once it is durable, before anything is pruned."""
         save = Save(step)
         start = self._clock()
         self._join()
@@ -84,7 +84,8 @@ class Writer:
         return self._thread is not None and self._thread.is_alive()
 
     def poll(self) -> list[Save]:
-        """The saves that have ended since the last call, also those that failed: it is for the caller to look and decide."""
+        """The saves that have ended since the last call, also those that failed: it is for the caller to look and
+        decide."""
         if not self.busy:
             self._join()
         ended, self._done = self._done, []
