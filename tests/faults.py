@@ -14,6 +14,7 @@ import fault_crashes
 import fault_damage
 import fault_kills
 import fault_mutants
+import fault_runs
 from fault_scenarios import Outcome
 
 SEED = 20261121
@@ -43,7 +44,13 @@ FAULTS = {
     "flipped bit": Fault(fault_damage.flipped_bits, 500, 5000),
     "clock jumps": Fault(fault_damage.jumping_clocks, 20, 200),
     "starters for one run": Fault(fault_damage.many_starters, 10, 100),
+    "resume at every step": Fault(fault_runs.resumed_at_every_step, 0, ALL),
+    "resume again and again": Fault(fault_runs.resumed_again_and_again, 2, 100),
+    "signals": Fault(fault_runs.signalled, 4, 500),
+    "kill -9 of a run": Fault(fault_runs.killed, 2, 200),
+    "NaN in a tensor": Fault(fault_runs.poisoned, 4, 1000),
     "seeded fault not seen": Fault(fault_mutants.seeded, 0, ALL),
+    "seeded in resume, not seen": Fault(fault_runs.seeded, 2, ALL),
 }
 
 

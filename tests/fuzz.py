@@ -43,6 +43,7 @@ ALLOWED = {
     "object.__getattr__",
     "sys._getframe",
     "builtins.id",
+    "array.__new__",
     "os.scandir",
     "os.listdir",
     "pathlib.Path.glob",

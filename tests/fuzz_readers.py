@@ -280,6 +280,7 @@ ELSEWHERE = {
     "files.write_all": "test_files",
     "files.write_stream_atomically": "test_files",
     "optimizer.buffers": "test_checkpoints",
+    "optimizer.OptimizerFile._check_range": "test_checkpoints",
     "checkpoint._rounded": "test_checkpoint_versions",
     "debug_state.write_debug_state": "test_debug_states",
     "llmc.write_tokens": "test_token_files",

@@ -6,6 +6,7 @@ import re
 import pytest
 
 import fault_mutants
+import fault_runs
 import faults
 import harness
 from fault_mutants import MUTANTS, seen
@@ -55,4 +56,6 @@ def test_some_seeded_faults_are_seen(name):
 def test_all_faults_and_all_seeded_ones():
     found = rows(timeout=3600)
     assert {name for name, *_ in found} == faults.FAULTS.keys() and all(lost == "0" for _, _, lost, _ in found), found
-    assert found[-1][1] == str(len(fault_mutants.MUTANTS))
+    tried = {name: int(cases.replace(",", "")) for name, cases, *_ in found}
+    assert tried["seeded fault not seen"] == len(fault_mutants.MUTANTS)
+    assert tried["seeded in resume, not seen"] == len(fault_runs.FAULTS)

@@ -16,6 +16,7 @@ import resuming
 from gpt2flat.model import Model
 from gpt2flat.replay import main as replay
 from gpt2flat.train import main
+from gpt2flat.training import manifest
 from gpt2flat.training.checkpoints import Checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,10 +98,11 @@ def edit_text(copy):
 
 
 def edit_vocabulary(copy):
-    """Another tokenizer beside the run, with as many tokens."""
-    state = json.loads((sorted((copy / "checkpoints").iterdir())[-1] / "manifest.json").read_text())
-    state["facts"]["vocabulary"] = "0" * 16
-    (sorted((copy / "checkpoints").iterdir())[-1] / "manifest.json").write_text(json.dumps(state))
+    """As if the run had had another tokenizer with as many tokens."""
+    place = sorted((copy / "checkpoints").iterdir())[-1]
+    was = manifest.read(place)
+    was.facts["vocabulary"] = "0" * 16
+    (place / manifest.NAME).write_bytes(manifest.encode(was))
 
 
 def edit_config(copy):

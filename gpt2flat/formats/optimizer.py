@@ -66,11 +66,7 @@ class OptimizerFile:
         """Fills m and v (float32, contiguous, of one size) with the state of the parameters from flat index `begin` on.
 
         Raises FormatError for parameters that the file does not hold or a v below 0, NonFiniteError for NaN or inf."""
-        if not self.begin <= begin <= begin + m.size <= self.end or m.size != v.size:
-            raise FormatError(
-                f"{self._file.path}: holds the parameters {self.begin} to {self.end}, expected {begin} to "
-                f"{begin + m.size}"
-            )
+        self._check_range(begin, m, v)
         start = llmc.HEADER_BYTES + 4 * (begin - self.begin)
         for name, offset, view in (("m", start, m), ("v", start + 4 * (self.end - self.begin), v)):
             self._file.read_into(offset, view)
@@ -84,6 +80,13 @@ class OptimizerFile:
             raise FormatError(
                 f"{self._file.path}: v is {v.min()} at flat index {begin + int(v.argmin())}, expected no negative "
                 "number: take the checkpoint before this one"
+            )
+
+    def _check_range(self, begin: int, m: np.ndarray, v: np.ndarray) -> None:
+        if not self.begin <= begin <= begin + m.size <= self.end or m.size != v.size:
+            raise FormatError(
+                f"{self._file.path}: holds the parameters {self.begin} to {self.end}, expected {begin} to "
+                f"{begin + m.size}"
             )
 
     def close(self) -> None:

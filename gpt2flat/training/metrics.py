@@ -177,7 +177,7 @@ def _finite(event: dict) -> dict:
 def parse(line: bytes | str) -> dict:
     """A record of metrics.jsonl; {} for anything else."""
     try:
-        record = json.loads(line)
+        record = json.loads(line if isinstance(line, str) else line.decode(errors="replace"))  # of bytes it would guess a code
     except (ValueError, RecursionError):
         return {}
     return record if is_record(record) else {}
