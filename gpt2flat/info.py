@@ -34,7 +34,9 @@ def parser() -> Parser:
         metavar="T",
         help="default 64, or the block size if that is smaller",
     )
-    p.add_argument("--attention", default="flash", help="flash, flash:QxK with the queries and keys of its tiles, or standard")
+    p.add_argument(
+        "--attention", default="flash", help="flash, flash:QxK with the queries and keys of its tiles, or standard"
+    )
     p.add_argument("--dropout", type=number("--dropout", float, 0, 0.999), default=0.0, metavar="P",
                    help="as in training with it (0)")  # fmt: skip
     p.add_argument("-r", "--recompute", type=number("--recompute", int, 0, gpt2.RECOMPUTE), default=0, metavar="N",
@@ -45,7 +47,9 @@ def parser() -> Parser:
     p.add_argument(
         "--as-code", action="store_true", help="print the program as straight-line Python, one kernel call a line"
     )
-    p.add_argument("--tensors", action="store_true", help="print mean, deviation and range of every tensor of a checkpoint")
+    p.add_argument(
+        "--tensors", action="store_true", help="print mean, deviation and range of every tensor of a checkpoint"
+    )
     p.add_argument("--machine", action="store_true", help="print CPU, threads, memory, kernels, their build, OpenMP")
     p.add_argument("--map", metavar="FILE.svg", help="draw the memory map")
     return p
@@ -54,7 +58,6 @@ def parser() -> Parser:
 def open_model(name: str, **options) -> Model:
     """An empty model of the named shape; only the header of a checkpoint is read."""
     return Model(find_shape(name)[0], **options)
-
 
 
 def show(lines: files.Lines) -> None:
