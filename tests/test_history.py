@@ -60,6 +60,11 @@ def test_the_last_record_of_a_step_holds(tmp_path):
     assert found.events == [{"step": 2, "resumed": {}}]
 
 
+def test_the_last_of_many_records_of_a_step_holds(tmp_path):
+    records = [update(step, loss=float(i)) for i in range(50) for step in (2, 1, 0)]
+    assert history.read(make(tmp_path / "run", records)).series["loss"].values.tolist() == [49.0] * 3
+
+
 @pytest.mark.parametrize("block", [1, 3, 4096])
 def test_lines_that_are_no_records_are_counted(tmp_path, monkeypatch, block):
     monkeypatch.setattr(history, "LINES", block)

@@ -73,8 +73,9 @@ ODD = {
     "negative": [update(i, loss=-1.0, grad_norm=-1.0, tokens_per_s=-9) for i in range(3)],
     "large": [update(i, loss=9e99, grad_norm=9e99, tokens_per_s=9e99, lr=1e-99) for i in range(200)],
     "small": [update(i, loss=1e-320, grad_norm=1e-320, lr=1e-320) for i in range(200)],
-    "same": [update(i, loss=1e16 + 2 * i) for i in range(200)],
+    "same": [update(i, loss=1e16) for i in range(200)],
     "far": [update(i * 10**12) for i in range(200)],
+    "$\\frac{$": [update(0)],
     HOSTILE.replace("/", ""): [update(0), {"step": 0, "val_loss": 1}],
     "_hidden": [update(0)],
 }

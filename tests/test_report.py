@@ -113,7 +113,7 @@ def test_untrusted_text_stays_text(tmp_path):
     ("zeros", [update(i, loss=0, lr=0, grad_norm=0, tokens_per_s=0, ms=0) for i in range(9)], ""),
     ("large", [update(i, loss=9e99, lr=9e99, grad_norm=9e99, tokens_per_s=9e99, ms=9e99) for i in range(9)], ""),
     ("small", [update(i, loss=1e-320, lr=1e-320, grad_norm=1e-320, tokens_per_s=1e-320) for i in range(9)], ""),
-    ("same", [update(i, loss=1e16 + 2 * i) for i in range(9)], ""),
+    ("same", [update(i, loss=1e16) for i in range(9)], ""),
     ("far", [update(i * 10**15) for i in range(9)], ""),
     ("long", [r for i in range(3000) for r in (update(i), {"step": i, "val_loss": 3.0}, {"step": i, "sample": "x" * 30_000 * (i == 2999)})], ""),
 ])  # fmt: skip
