@@ -18,6 +18,7 @@ from gpt2flat.data.tokenizer import GPT2_FILE, Tokenizer, escape_controls
 from gpt2flat.data.tokens import FileShard, TokenLoader
 from gpt2flat.formats.choices import ChoiceFile
 from gpt2flat.formats.debug_state import DebugState
+from gpt2flat.formats.llmc_state import StateFile
 from gpt2flat.formats.optimizer import OptimizerFile, buffers
 from gpt2flat.inspection.files import describe
 from gpt2flat.inspection.runs import describe_run
@@ -96,6 +97,23 @@ def optimizer_seeds() -> Iterator[bytes]:
     x = np.arange(1, 13, dtype=np.float32)
     for P, begin, t in ((6, 0, 0), (20, 7, 300), (1 << 40, (1 << 40) - 6, 1 << 40)):
         yield b"".join(bytes(memoryview(part)) for part in buffers(P, begin, t, x[:6], x[6:]))
+
+
+def state(path, deep):
+    with StateFile(path, 6) as file:
+        yield
+        m, v, params = np.zeros((3, 6), np.float32)
+        file.read_into(m, v, params)
+        assert np.isfinite([m, v, params]).all() and (v >= 0).all()
+        found = file.loader(file.shards or 1)
+        assert sorted(found["order"]) == list(range(file.shards or 1)) and found["shard"] < (file.shards or 1)
+
+
+def state_seeds() -> Iterator[bytes]:
+    whole = (Path(__file__).parent / "llmc_tiny/state.bin").read_bytes()
+    for master, shuffle in ((1, 1), (0, 1), (1, 0), (0, 0)):
+        words = whole[:16] + struct.pack("<2i", master, shuffle) + whole[24:1024]
+        yield words + whole[1024 : 1024 + 24 * (2 + master)] + (whole[1096:] if shuffle else b"")
 
 
 # --- token files and tokenizers
@@ -205,9 +223,16 @@ READERS = {
     "optimizer": Reader(
         optimizer, oracles.is_optimizer, tuple(optimizer_seeds()),
         (*_HEADER, "llmc.check_size", "optimizer._check", "optimizer.OptimizerFile.__init__",
-         "optimizer.OptimizerFile.read_into"),
+         "optimizer.read_floats", "optimizer.read_moments"),
         share=8, fields=tuple(range(1, 10)), size=oracles.optimizer_size, spots=tuple(range(1024, 1072, 4)),
         units=((4, (0x7FC00000, 0x7F800000, 0xFF800000, 0x80000001, 0xBF800000, 0x80000000, 0, 1)),),
+    ),
+    "state": Reader(
+        state, oracles.is_state, tuple(state_seeds()),
+        (*_HEADER, "llmc.check_size", "llmc_state.StateFile.__init__", "llmc_state.StateFile._count",
+         "llmc_state.StateFile.loader", "llmc_state.StateFile._order", "llmc_state.StateFile._stream"),
+        share=12, fields=(1, 2, 3, 4, 5, 10, 20, 30, 31, 32), size=oracles.state_size,
+        spots=(*range(1024, 1144, 4), 1284, 1288, 1292, 1300, 3796, 3800), units=((4, (0, 1, 2, 5, 41, 42, 43, 0xFFFFFFFF)),),
     ),
     "tokens": Reader(
         tokens, oracles.is_tokens,
@@ -281,6 +306,8 @@ ELSEWHERE = {
     "files.write_stream_atomically": "test_files",
     "optimizer.buffers": "test_checkpoints",
     "optimizer.OptimizerFile._check_range": "test_checkpoints",
+    "llmc_state.newest": "test_llmc_state",
+    "llmc_state.write": "test_llmc_state",
     "checkpoint._rounded": "test_checkpoint_versions",
     "debug_state.write_debug_state": "test_debug_states",
     "llmc.write_tokens": "test_token_files",

@@ -70,6 +70,32 @@ def is_optimizer(data: bytes) -> bool:
     return 0 <= begin < end <= P <= 1 << 40 and t <= 1 << 48 and len(data) == optimizer_size(data)
 
 
+def state_size(data: bytes) -> int | None:
+    """The length that a training state of 6 parameters asks for."""
+    if len(data) < 1024:
+        return None
+    master, shuffle = struct.unpack_from("<2i", data, 16)
+    at = 1024 + 24 * (3 if master == 1 else 2)
+    if shuffle != 1:
+        return at
+    for _ in range(2):
+        if at + 8 > len(data):
+            return None
+        at += 8 + 4 * struct.unpack_from("<Q", data, at)[0]
+    return at + 2520
+
+
+def is_state(data: bytes) -> bool:
+    words = words_of(data, 20240527, 34)
+    if not words or words[1:4] != (1, 1, 0) or {*words[4:6]} - {0, 1} or words[10] < 0:
+        return False
+    if any(words[6:10] + words[11:20] + words[24:30]) or len(data) != state_size(data):
+        return False
+    start = 1024 + 24 * (2 + words[4])
+    shards = struct.unpack_from("<Q", data, start)[0] if words[5] else 1
+    return shards >= 1 and (not words[5] or struct.unpack_from("<Q", data, start + 8 + 4 * shards)[0] >= 1)
+
+
 def split_tokens(data: bytes, count: int) -> list[bytes] | None:
     at, found = 1024, []
     for _ in range(count):

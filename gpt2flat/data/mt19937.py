@@ -28,6 +28,13 @@ class Stream:
             raise ValueError("expected 624 words of 32 bits and a position in them")
         self._state.set_state(("MT19937", np.array(words, np.uint32), position))
 
+    def back(self, n: int) -> None:
+        """Goes back by n words: the next ones are the last n that were drawn, or would have been."""
+        _kind, words, position, *_ = self._state.get_state(legacy=True)
+        while position < n + 1:  # a block of which nothing is used is kept as the one before it, all used, as when seeded
+            words, position = _untwist(words.tolist()), position + 624
+        self._state.set_state(("MT19937", words, position - n))
+
     def words(self, n: int) -> np.ndarray:
         """The next n raw 32-bit words, uint32."""
         return self._state.randint(0, 1 << 32, size=n, dtype=np.uint32)
@@ -45,6 +52,22 @@ class Stream:
             for i, j in zip(last.tolist(), (self.words(n - 1) % (last + 1)).tolist()):
                 order[i], order[j] = order[j], order[i]
         return np.array(order, np.int64)
+
+
+def _untwist(new: list[int]) -> np.ndarray:
+    """The 624 words that MT19937 made its block `new` of, but for the low 31 bits of the first, which matter to nothing.
+
+    A new word is another word, xored with a bit of its old self and 31 bits of its neighbour, shifted; the constant, odd in
+    its first bit, is in when the lowest bit was set (Matsumoto and Nishimura 1998)."""
+    block = list(new)
+
+    def mixed(i: int) -> int:
+        y = block[i] ^ block[(i + 397) % 624]
+        return (y ^ 0x9908B0DF) << 1 | 1 if y >> 31 else y << 1
+
+    for i in range(623, -1, -1):
+        block[i] = mixed(i) & 0x80000000 | mixed(i - 1) & 0x7FFFFFFF
+    return np.array(block, np.uint32)
 
 
 def normal_(view: np.ndarray, std: float, stream: Stream) -> None:

@@ -44,6 +44,29 @@ def _check(where, P: int, begin: int, end: int, t: int) -> None:
         raise FormatError(f"{where}: {t} updates done, expected 0 to {MAX_UPDATES}")
 
 
+def read_floats(file: RegularFile, offset: int, view: np.ndarray, name: str, begin: int = 0) -> None:
+    """Fills `view` from a byte on. Raises NonFiniteError for NaN or inf: `name` and the flat index, which counts from
+    `begin`."""
+    file.read_into(offset, view)
+    index = first_nonfinite(view)
+    if index is not None:
+        raise NonFiniteError(
+            f"{file.path}: {name} is {view.reshape(-1)[index]} at flat index {begin + index}, expected finite numbers: "
+            "take the checkpoint before this one"
+        )
+
+
+def read_moments(file: RegularFile, m_at: int, v_at: int, m: np.ndarray, v: np.ndarray, begin: int = 0) -> None:
+    """read_floats for m and v; a v below 0 raises FormatError."""
+    read_floats(file, m_at, m, "m", begin)
+    read_floats(file, v_at, v, "v", begin)
+    if v.size and v.min() < 0:
+        raise FormatError(
+            f"{file.path}: v is {v.min()} at flat index {begin + int(v.argmin())}, expected no negative number: take the "
+            "checkpoint before this one"
+        )
+
+
 class OptimizerFile:
     """An open optimizer.bin; use it in a `with`, or close() it. P, begin, end, t: see above."""
 
@@ -68,19 +91,7 @@ class OptimizerFile:
         Raises FormatError for parameters that the file does not hold or a v below 0, NonFiniteError for NaN or inf."""
         self._check_range(begin, m, v)
         start = llmc.HEADER_BYTES + 4 * (begin - self.begin)
-        for name, offset, view in (("m", start, m), ("v", start + 4 * (self.end - self.begin), v)):
-            self._file.read_into(offset, view)
-            index = first_nonfinite(view)
-            if index is not None:
-                raise NonFiniteError(
-                    f"{self._file.path}: {name} is {view.reshape(-1)[index]} at flat index {begin + index}, expected "
-                    "finite numbers: take the checkpoint before this one"
-                )
-        if v.size and v.min() < 0:
-            raise FormatError(
-                f"{self._file.path}: v is {v.min()} at flat index {begin + int(v.argmin())}, expected no negative "
-                "number: take the checkpoint before this one"
-            )
+        read_moments(self._file, start, start + 4 * (self.end - self.begin), m, v, begin)
 
     def _check_range(self, begin: int, m: np.ndarray, v: np.ndarray) -> None:
         if not self.begin <= begin <= begin + m.size <= self.end or m.size != v.size:
