@@ -11,6 +11,7 @@ COMMANDS = {
     "generate": "write text with a trained model",
     "check": "compare a model with PyTorch's numbers, or its gradients with numeric ones",
     "bench": "time every kernel against what this machine can do",
+    "convert": "write a checkpoint of a run as llm.c's files",
     "replay": "open a past step of a run again, to the bit",
     "runs": "list runs, compare them, list models and presets",
     "plot": "draw the curves of runs",

@@ -117,9 +117,9 @@ def follow(p: Ready, given: dict[str, object]) -> int:
     first_screen(p, peak)
     screen, limit = Screen(p, peak), start + seconds_of(s.max_time)
     with StopSignal() as stop:
-        if p.resumed is None:
+        if not p.run.config.is_file():
             p.run.create(environment(model, peak), p.data.tokenizer, 3 * 4 * model.config.num_parameters)
-        else:
+        if p.resumed is not None:
             keep(p.run.path, p.resumed)
         config.write(p.run.config, vars(s))
         control = Control(p.run.path, p.trainer.step, lambda text: prompt_ids(text, p.data.tokenizer), note)

@@ -112,7 +112,7 @@ class TokenLoader:
                     "or --seq-len"
                 )
         self.num_tokens = sum(shard.count for shard in self.shards)
-        self.batches = sum(map(self._samples, self.shards))
+        self.batches = sum(map(self.samples, self.shards))
         self._stream = Stream(seed + rank) if shuffle else None
         self._shard_order = np.arange(len(self.shards))
         self._epoch, self._shard = -1, self.shards[0]
@@ -161,8 +161,8 @@ class TokenLoader:
                 raise ValueError("expected whole numbers")
             if sorted(order) != list(range(len(self.shards))) or index >= len(order):
                 raise ValueError(f"{len(order)} shards, here are {len(self.shards)}")
-            if sample > self._samples(self.shards[order[index]]):
-                raise ValueError(f"sample {sample} of {self._samples(self.shards[order[index]])}")
+            if sample > self.samples(self.shards[order[index]]):
+                raise ValueError(f"sample {sample} of {self.samples(self.shards[order[index]])}")
             if (state["stream"] is None) != (self._stream is None):
                 raise ValueError("one is shuffled and the other not")
             if self._stream:
@@ -178,7 +178,8 @@ class TokenLoader:
         """The ids of the shard being read; a memory map if it is a file. For looking only."""
         return self._shard.tokens
 
-    def _samples(self, shard: Shard) -> int:
+    def samples(self, shard: Shard) -> int:
+        """How many samples a shard holds."""
         return (shard.count - 1) // self._sample_tokens
 
     def _advance(self) -> None:
@@ -192,7 +193,7 @@ class TokenLoader:
         if shard is not self._shard:
             self._shard.close()
         self._shard, self._index, self._sample = shard, index, 0
-        n = self._samples(shard)
+        n = self.samples(shard)
         self._before = self._stream.state() if self._stream else None
         self._sample_order = self._stream.permutation(n) if self._stream else range(n)
 

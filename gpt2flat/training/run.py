@@ -81,6 +81,11 @@ class Run:
         return self.path / "config.toml"
 
     @property
+    def is_llmcs(self) -> bool:
+        """Whether llm.c has left checkpoints there, and no run of ours has gone on with them."""
+        return not self.config.is_file() and any(self.path.glob("DONE_*"))
+
+    @property
     def id(self) -> str:
         """What the manifests of its checkpoints carry, so that a copied directory stays itself. "unknown" if it cannot be read."""
         return self._environment("id") or "unknown"
@@ -182,9 +187,13 @@ def find_run(wish: str, out: str | None) -> Run | None:
         if out is not None and Path(out) != Path(wish):
             raise UsageError(f"--resume {wish} and --out {out} name two runs: leave one out")
         out = wish
-    found = newest_run() if out is None else Run(out) if (Path(out) / "config.toml").is_file() else None
+    found = newest_run() if out is None else Run(out)
+    if found and not (found.config.is_file() or found.is_llmcs):
+        found = None
     if found is None and wish != "1":
-        raise CheckpointError(f"{out or RUNS}: no run to resume is there, expected a directory with a config.toml")
+        raise CheckpointError(
+            f"{out or RUNS}: no run to resume is there, expected a directory with a config.toml, or of llm.c's with a DONE_*"
+        )
     return found
 
 

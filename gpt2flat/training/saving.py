@@ -16,7 +16,7 @@ OPTIMIZER, STATE = "optimizer.bin", "state.json"
 
 
 class Saver:
-    """run: locked; s: settings; facts: what a resume compares; clock: seconds; at: the step whose checkpoint is there already;
+    """run: locked; s: settings; facts: what a resume compares; clock: seconds; at: the step that the run goes on from;
     before: called when a save begins, so that the records of the run are not behind it."""
 
     def __init__(self, run: Run, model, s, facts: dict, clock: Callable[[], float], at: int | None = None,
@@ -24,8 +24,8 @@ class Saver:
         self._model, self._s, self._facts, self._clock, self._before = model, s, facts, clock, before
         self.store = Checkpoints(run.checkpoints, run.id)
         self._writer = Writer(self.store, clock, s.keep, s.keep_major)
-        self._at, self._since, self._ended = at, clock(), []
-        self._losses = {c.step: c.facts.get("val_loss") for c in self.store.listed()} if at is not None else {}
+        self._losses = {c.step: c.facts.get("val_loss") for c in self.store.listed()}
+        self._at, self._since, self._ended = at if at in self._losses else None, clock(), []
 
     def due(self, step: int, over: bool, asked: bool) -> bool:
         """Whether to save before update `step`: the run is `over` or saving was `asked` for, or it is time."""

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from ..benchmarks.machine import faster_precision
 from ..data.tokens import TokenLoader, fingerprint
 from ..errors import CheckpointError, UsageError
+from ..formats import llmc_state
 from ..kernels import Threads, default_threads
 from ..model import Model, find_shape
 from . import config
@@ -71,14 +72,15 @@ def prepare(given: dict[str, object], folders: list[Path], open_kernels: Callabl
         if run:
             run.lock()
             try:
-                return _resume(run, given, folders, open_kernels)
+                return (_adopt if run.is_llmcs else _resume)(run, given, folders, open_kernels)
             except BaseException:
                 run.release()
                 raise
     return _fresh(given, folders, open_kernels)
 
 
-def _fresh(given: dict[str, object], folders: list[Path], open_kernels: Callable) -> Ready:
+def _fresh(given: dict[str, object], folders: list[Path], open_kernels: Callable, run: Run | None = None) -> Ready:
+    """run: an existing directory that it goes into, locked."""
     start = find_start(given.get("init"), given.get("tokenizer"), folders)
     shape = start.shape()
     if start.path is None:
@@ -93,7 +95,7 @@ def _fresh(given: dict[str, object], folders: list[Path], open_kernels: Callable
     batches, validation = _loaders(s, data, model_config.vocab_size)
     check_shards(data.train + data.val, model_config.vocab_size)
     prompt = prompt_ids(s.sample_prompt, data.tokenizer)
-    target = new_run(s.out, start.name, data.name)  # the name; it is taken last
+    target = run or new_run(s.out, start.name, data.name)  # the name; it is taken last
     if s.precision == "auto":
         s.precision = faster_precision(kernels, default_threads(s.threads).count)
     options = _options(s, kernels)
@@ -106,7 +108,8 @@ def _fresh(given: dict[str, object], folders: list[Path], open_kernels: Callable
         model = Model.init(model_config, s.seed, **options)
     model.plan(s.batch_size, s.seq_len, training=True)
     facts = _facts(s, model, data)
-    target.reserve()
+    if not run:
+        target.reserve()
     settled = {name: getattr(model_config, name) for name in SHAPE}
     settled |= {
         "init": str(start.path or start.name),
@@ -119,6 +122,27 @@ def _fresh(given: dict[str, object], folders: list[Path], open_kernels: Callable
     title = str(start.path) if start.path else f"{start.name} from scratch, seed {s.seed}"
     facts["settings"] = _made_with(s)
     return Ready(s, target, Trainer(model, batches, s), data, validation, prompt, title, threads, facts)
+
+
+def _adopt(run: Run, given: dict[str, object], folders: list[Path], open_kernels: Callable) -> Ready:
+    """A run of llm.c's, in its directory, with the flags of its own command line: weights, AdamW's state and the place in the data
+    are those of its newest checkpoint. Raises CheckpointError, FormatError."""
+    step, files = llmc_state.newest(run.path)
+    p = _fresh(given | {"init": str(files.model)}, folders, open_kernels, run)
+    model, batches = p.model, p.trainer.batches
+    with llmc_state.StateFile(files.state, model.params.floats.size) as state:
+        state.read_into(model.m.floats, model.v.floats, model.params.floats)
+        data = state.loader(len(batches.shards))
+        samples = batches.samples(batches.shards[data["order"][data["shard"]]])
+        if state.samples not in (None, samples):
+            raise CheckpointError(
+                f"{files.state}: its shard has {state.samples} samples, here are {samples}: give llm.c's -i, -b and -t"
+            )
+    fresh = Trainer(model, batches, p.s).state()
+    p.trainer.restore(fresh | {"step": step, "t": step, "drawn": step, "data": data})
+    p.resumed, p.title = step, str(files.model)
+    p.notes.append("llm.c's outlier windows and epochs are not in its files: both start anew")
+    return p
 
 
 def _resume(run: Run, given: dict[str, object], folders: list[Path], open_kernels: Callable) -> Ready:
