@@ -113,7 +113,7 @@ def _records(path: Path) -> Iterator[dict]:
 
 def _parsed(block: list[bytes]) -> Iterable[dict]:
     try:
-        found = json.loads(b"[" + b",".join(block) + b"]")
+        found = json.loads((b"[" + b",".join(block) + b"]").decode())  # of bytes it would guess a code
     except (ValueError, RecursionError):
         found = []
     if len(found) != len(block):
