@@ -61,6 +61,40 @@ def jumping_clocks(count: int, seed: int) -> Outcome:
     return outcome
 
 
+def readers_beside(count: int, seed: int) -> Outcome:
+    """Two processes look for the newest checkpoint without end while `count` are saved and all but one removed: each finds
+    a whole one, never an older one than before."""
+    outcome = Outcome(count)
+    with scratch() as place:
+        store = Checkpoints(place, RUN)
+        perform(store, ("write", 0, 0))
+        (said, say), (waits, go) = os.pipe(), os.pipe()
+        pids = [in_child(functools.partial(_reader, place, say, waits, go)) for _ in range(2)]
+        os.close(say), os.close(waits)
+        for step in range(1, count + 1):
+            perform(store, ("write", step, 0))
+            store.prune(1)
+        os.close(go)
+        with os.fdopen(said) as lines:
+            looks = list(lines)
+        outcome.lost += [line.strip() for line in looks if not line.startswith("looked")]
+        outcome.lost += [f"a reader ended with {code}" for code in map(ended, pids) if code]
+        outcome.lost += ["the readers had no time to look"] * (len(looks) < 2)
+    return outcome
+
+
+def _reader(place: Path, say: int, waits: int, go: int) -> None:
+    os.close(go)
+    last = looks = 0
+    while not select.select([waits], [], [], 0)[0]:  # until the writer closes its end
+        newest = Checkpoints(place, RUN).newest()
+        looks += 1
+        if newest is None or newest.step < last:
+            os.write(say, f"found {newest and newest.step} after {last}\n".encode())
+        last = newest.step if newest else last
+    os.write(say, f"looked {looks} times\n".encode())
+
+
 def many_starters(count: int, seed: int) -> Outcome:
     """Eight processes start at once: one gets the lock, the others name it within a second; then it is killed, and the
     lock is free."""

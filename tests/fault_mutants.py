@@ -103,6 +103,8 @@ MUTANTS = {
         Checkpoints._write_files, "entries, fds = {}, []", "entries, fds = {}, []; taken()", CUT),
     "the disk's room is not looked at": Mutant(
         Checkpoints._make_room, "if free < size + SPARE:", "if False:", (fault_calls.announced_room, 40)),
+    "readers give up when all that was listed is gone": Mutant(
+        Checkpoints.newest, "if found or all(", "if found or True or all(", (fault_damage.readers_beside, 400)),
     "the lock can be shared": Mutant(RunLock.__init__, "fcntl.LOCK_EX", "fcntl.LOCK_SH", (fault_damage.many_starters, 10)),
     "the lock file is removed": Mutant(
         RunLock.release, "os.close(self._fd)", "os.close(self._fd); self.path.unlink(missing_ok=True)",

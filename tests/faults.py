@@ -43,6 +43,7 @@ FAULTS = {
     "kill -9 at random": Fault(fault_kills.killed_at_random, 15, 1000),
     "flipped bit": Fault(fault_damage.flipped_bits, 500, 5000),
     "clock jumps": Fault(fault_damage.jumping_clocks, 20, 200),
+    "readers beside saves": Fault(fault_damage.readers_beside, 20, 1000),
     "starters for one run": Fault(fault_damage.many_starters, 10, 100),
     "resume at every step": Fault(fault_runs.resumed_at_every_step, 0, ALL),
     "resume again and again": Fault(fault_runs.resumed_again_and_again, 2, 100),

@@ -91,6 +91,7 @@ def optimizer(path, deep):
         m, v = np.empty((2, file.end - file.begin), np.float32)
         file.read_into(file.begin, m, v)
         assert np.isfinite(m).all() and (v >= 0).all() and (v < np.inf).all()
+    describe(path)
 
 
 def optimizer_seeds() -> Iterator[bytes]:
@@ -107,6 +108,7 @@ def state(path, deep):
         assert np.isfinite([m, v, params]).all() and (v >= 0).all()
         found = file.loader(file.shards or 1)
         assert sorted(found["order"]) == list(range(file.shards or 1)) and found["shard"] < (file.shards or 1)
+    describe(path)
 
 
 def state_seeds() -> Iterator[bytes]:

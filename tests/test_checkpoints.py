@@ -19,6 +19,7 @@ import pytest
 from gpt2flat.errors import CheckpointError, FormatError, NonFiniteError, RunLockedError
 from gpt2flat.formats import optimizer
 from gpt2flat.formats.files import FileOps
+from gpt2flat.inspection.files import describe
 from gpt2flat.training import manifest
 from gpt2flat.training.checkpoints import Checkpoints
 from gpt2flat.training.lock import RunLock
@@ -471,6 +472,21 @@ def test_what_fails_after_a_save_does_not_hide_it(store):
     assert str(two.problem) == "no room for a note" and steps(store) == [2, 1]
 
 
+def test_no_thread_is_a_failure_of_the_save(store, monkeypatch):
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    writer = Writer(store, time.perf_counter)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        writer.start(1, files())
+    writer.before_update()
+    (save,) = writer.finish()
+    assert isinstance(save.problem, CheckpointError) and "step 1 has no thread" in str(save.problem)
+    writer.start(2, files())
+    assert writer.finish()[0].problem is None and steps(store) == [2]
+
+
 # --- the lock --------------------------------------------------------------------------------------------------------
 
 HOLD = """
@@ -540,6 +556,11 @@ def test_the_optimizer_state_by_ranges(put):
         for first, n in (((1 << 33) - 1, 2), (1 << 33, 8), (0, 7)):
             with pytest.raises(FormatError, match="holds the parameters 8589934592 to 8589934599, expected"):
                 file.read_into(first, np.empty(n, np.float32), np.empty(n, np.float32))
+
+
+def test_info_tells_of_an_optimizer_state(put):
+    path, *_ = optimizer_file(put)
+    assert describe(path)[1] == ("state", "AdamW's m and v of parameters 30 to 80 of 100, after 7 updates")
 
 
 @pytest.mark.parametrize("name, offset", [("m", 1024), ("v", 1024 + 200)])

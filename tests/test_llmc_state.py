@@ -16,6 +16,7 @@ from gpt2flat.data.tokens import ArrayShard, FileShard, TokenLoader
 from gpt2flat.errors import CheckpointError, FormatError, NonFiniteError
 from gpt2flat.formats import llmc_state
 from gpt2flat.formats.llmc_state import StateFile
+from gpt2flat.inspection.files import describe
 from gpt2flat.model import Model
 
 TINY = Path(__file__).parent / "llmc_tiny"
@@ -164,6 +165,17 @@ def test_done_comes_last(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         save(tmp_path, loaders((33,))(), 8)
     assert not list(tmp_path.glob("DONE*"))
+
+
+def test_info_tells_of_a_state(tmp_path):
+    loader = loaders((141, 100), shuffle=True)()
+    first_tokens(loader, 3)
+    files = save(tmp_path, loader)
+    (_, head), (_, state), (_, data) = describe(files.state)
+    assert "a training state" in head and state == f"m and v of {P} parameters after 7 updates, with master weights"
+    assert data == f"sample 3 of {len(loader._sample_order)}, shuffled, in shard 0"
+    files.model.unlink()
+    assert describe(files.state)[1][1].startswith("after 7 updates; without its model beside it")
 
 
 @pytest.mark.parametrize("step", [-1, 1 << 31])

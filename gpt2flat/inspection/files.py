@@ -3,6 +3,7 @@
 A checkpoint is a model, so its program and its map are told by the command as well."""
 
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import numpy as np
 
 from ..data.tokenizer import Tokenizer, escape_controls
 from ..errors import CheckpointError, DataError, UsageError
-from ..formats import llmc
+from ..formats import llmc, llmc_state
 from ..formats.choices import ChoiceFile
 from ..formats.debug_state import DebugState
+from ..formats.optimizer import OptimizerFile
 from ..model import Model, open_checkpoint, stored_layout
 from ..training.inputs import tokenizer_of
 
@@ -157,8 +159,31 @@ def _shares(labels: np.ndarray) -> str:
     return ", ".join(f"{i} in {100 * n / labels.sum():.0f}%" for i, n in enumerate(labels))
 
 
+def _optimizer(path: Path) -> Lines:
+    with OptimizerFile(path) as file:
+        part = f"parameters {file.begin:,} to {file.end:,} of {file.P:,}"
+        return [("state", f"AdamW's m and v of {part}, after {file.t:,} updates")]
+
+
+def _state(path: Path) -> Lines:
+    """How many parameters it is of, its model knows, which is beside it by llm.c's names."""
+    model = path.with_name(re.sub(r"^state_(\d+)_\d+", r"model_\1", path.name))
+    if model == path or not is_checkpoint(model):
+        with llmc.RegularFile(path, CheckpointError) as file:
+            step = llmc.read_header(file, llmc.STATE, used=34)[llmc_state.STEP]
+        return [("state", f"after {step:,} updates; without its model beside it (model_STEP.bin) no more can be told")]
+    with open_checkpoint(model) as file:
+        parameters = stored_layout(file.stored).floats
+    with llmc_state.StateFile(path, parameters) as state:
+        weights = "with" if state.master else "without"
+        order = f"of {state.samples:,}, shuffled" if state.shuffled else "in order"
+        return [("state", f"m and v of {parameters:,} parameters after {state.step:,} updates, {weights} master weights"),
+                ("data", f"sample {state.sample:,} {order}, in shard {state.shard}")]  # fmt: skip
+
+
 DESCRIBERS = {
     llmc.KINDS[llmc.TOKENS]: _tokens, llmc.OLD_TOKENS: _tokens, llmc.KINDS[llmc.TOKENIZER]: _tokenizer,
+    llmc.KINDS[llmc.OPTIMIZER]: _optimizer, llmc.KINDS[llmc.STATE]: _state,
     llmc.KINDS[llmc.DEBUG_STATE]: _debug_state, llmc.KINDS[llmc.CHOICES]: _choices,
 }  # fmt: skip
 

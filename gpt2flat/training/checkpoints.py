@@ -66,8 +66,11 @@ class Checkpoints:
                 yield self._identified(step, path)
 
     def newest(self, any_run: bool = False) -> Checkpoint | None:
-        """The verified checkpoint of the highest step, or None."""
-        return next(self.verified(any_run), None)
+        """The verified checkpoint of the highest step, or None. Right also while another process saves and prunes."""
+        while True:
+            found = next(self.verified(any_run), None)
+            if found or all(os.path.lexists(path) for path, _ in self.passed_over):
+                return found  # else what was listed went meanwhile, and newer ones came
 
     def _places(self) -> list[tuple[int, Path]]:
         """(step, path) of what is named as a checkpoint, highest step first, its own place before a copy set aside."""

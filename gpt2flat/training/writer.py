@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..errors import CheckpointError
 from .checkpoints import Checkpoints
 
 
@@ -52,11 +53,16 @@ class Writer:
         start = self._clock()
         self._join()
         self._taken.clear()
-        self._now = save
         save.blocked = self._clock() - start
         # a daemon: who aborts need not wait, as a save may end at any instant
-        self._thread = threading.Thread(target=self._work, args=(save, files, facts, best, then), daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._work, args=(save, files, facts, best, then), daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as problem:
+            save.problem = CheckpointError(f"the checkpoint of step {step} has no thread to write it: {problem}")
+            self._done.append(save)
+        else:
+            self._thread, self._now = thread, save
 
     def _work(self, save: Save, files, facts, best, then) -> None:
         start = self._clock()
