@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fault_scenarios import RUN, Oracle, Outcome, find, perform, scratch
-from gpt2flat.formats.files import FileOps
+from gpt2flat.formats.files import FileOps, write_atomically
 from gpt2flat.training.checkpoints import Checkpoints
 
 SECTOR = 512
@@ -206,6 +206,26 @@ def power_cut(count: int, seed: int) -> Outcome:
                     wrong = oracle.verdict(*known[key]) or (deep and wrong)
                     if wrong:
                         outcome.lost.append(f"before call {moment}, state {outcome.tried}: {wrong}")
+    return outcome
+
+
+def power_cut_of_a_file(count: int, seed: int) -> Outcome:
+    """One file that is written again and again, as config.toml and a tokenizer are: the old or the new one is there,
+    whole."""
+    outcome, rng, allowed = Outcome(), random.Random(seed), []
+    versions = [b"", *(rng.randbytes(n) for n in (100, 3000, 1, 2000))]
+    with scratch() as place:
+        (place / "run").mkdir()
+        disk = CrashDisk(place / "run")
+        for old, new in itertools.pairwise(versions):
+            write_atomically(place / "run" / "config.toml", new[:50], new[50:], ops=disk)
+            allowed += [{old, new}] * (len(disk.calls) - len(allowed))
+    for moment, possible in enumerate([*allowed, {versions[-1]}]):
+        for kept in states(disk.calls, moment, -(-count // len(allowed)), rng):
+            outcome.tried += 1
+            found = build(disk.calls, kept).get("config.toml", b"")
+            if found not in possible:
+                outcome.lost.append(f"before call {moment}: {len(found)} bytes, expected {sorted(map(len, possible))}")
     return outcome
 
 

@@ -20,6 +20,7 @@ from seeding import fault
 SYNC = "self._ops.fsync(fd)"
 NAMES = "self._ops.fsync_dir(self.folder)"
 CUT, CALLS, KILLS = (fault_crashes.power_cut, 800), (fault_calls.failing_calls, 400), (fault_kills.killed_at_calls, 150)
+ONE_FILE = (fault_crashes.power_cut_of_a_file, 200)
 FLIPS, CLOCKS = (fault_damage.flipped_bits, 400), (fault_damage.jumping_clocks, 40)
 
 # pieces of Checkpoints.write
@@ -105,6 +106,9 @@ MUTANTS = {
         Checkpoints._make_room, "if free < size + SPARE:", "if False:", (fault_calls.announced_room, 40)),
     "readers give up when all that was listed is gone": Mutant(
         Checkpoints.newest, "if found or all(", "if found or True or all(", (fault_damage.readers_beside, 400)),
+    "one file: not synced": Mutant(files.write_stream_atomically, "ops.fsync(fd)", "pass", ONE_FILE),
+    "one file: its name is not synced": Mutant(
+        files.write_stream_atomically, "ops.fsync_dir(path.parent)", "pass", ONE_FILE),
     "the lock can be shared": Mutant(RunLock.__init__, "fcntl.LOCK_EX", "fcntl.LOCK_SH", (fault_damage.many_starters, 10)),
     "the lock file is removed": Mutant(
         RunLock.release, "os.close(self._fd)", "os.close(self._fd); self.path.unlink(missing_ok=True)",

@@ -32,6 +32,7 @@ class Fault(NamedTuple):
 
 FAULTS = {
     "power cut": Fault(fault_crashes.power_cut, 2000, 20_000),
+    "power cut, one file": Fault(fault_crashes.power_cut_of_a_file, 200, 5000),
     "file operation fails": Fault(fault_calls.failing_calls, 200, ALL),
     "system call fails": Fault(fault_kills.failing_system_calls, 20, ALL),
     "short writes": Fault(fault_calls.short_writes, 10, 200),

@@ -252,7 +252,7 @@ class Checkpoints:
                 if TEMPORARY.fullmatch(name):
                     self._discard(path)
                 elif match and self._is_ours(path):
-                    place = self.folder / f"step_{int(match[1]):08d}"
+                    place = self.place(int(match[1]))
                     if not os.path.lexists(place):
                         self._ops.rename(path, place)
                         self._ops.fsync_dir(self.folder)
