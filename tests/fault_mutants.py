@@ -109,7 +109,8 @@ MUTANTS = {
     "one file: not synced": Mutant(files.write_stream_atomically, "ops.fsync(fd)", "pass", ONE_FILE),
     "one file: its name is not synced": Mutant(
         files.write_stream_atomically, "ops.fsync_dir(path.parent)", "pass", ONE_FILE),
-    "the lock can be shared": Mutant(RunLock.__init__, "fcntl.LOCK_EX", "fcntl.LOCK_SH", (fault_damage.many_starters, 10)),
+    "the lock can be shared": Mutant(
+        RunLock._take, "return fcntl.flock(self._fd, fcntl.LOCK_EX", "return fcntl.flock(self._fd, fcntl.LOCK_SH", (fault_damage.many_starters, 10)),
     "the lock file is removed": Mutant(
         RunLock.release, "os.close(self._fd)", "os.close(self._fd); self.path.unlink(missing_ok=True)",
         (fault_damage.many_starters, 10)),

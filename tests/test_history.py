@@ -1,9 +1,11 @@
 """The reader of runs: series by step out of whatever a metrics.jsonl holds, states, checkpoints by their manifests."""
 
+import fcntl
 import json
 import shutil
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -151,6 +153,14 @@ def test_a_lock_of_another_process_counts_until_it_is_killed(tmp_path):
     process.wait()
     process.stdout.close()
     assert open_run(run).state == FAILED
+
+
+def test_looking_keeps_no_writer_out(tmp_path):
+    path = make(tmp_path / "run") / "lock"
+    with open(path, "w") as looked_at:
+        fcntl.flock(looked_at, fcntl.LOCK_SH)
+        threading.Timer(0.05, lambda: fcntl.flock(looked_at, fcntl.LOCK_UN)).start()
+        RunLock(path).release()
 
 
 def test_without_locks_nothing_runs(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """One writer per run directory: a lock that the system releases when its owner ends, however it ends."""
 
+import contextlib
 import os
 import platform
 import re
@@ -29,7 +30,7 @@ class RunLock:
             return
         try:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take()
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"pid {os.getpid()} on {_host()}\n".encode(), 0)
         except BlockingIOError:
@@ -51,6 +52,17 @@ class RunLock:
                 break
             time.sleep(0.01)  # the new one is about to write
         return owner
+
+    def _take(self) -> None:
+        """Raises BlockingIOError if there is an owner. Who only looks whether there is one holds the lock for an instant, but
+        shared, and is waited for."""
+        for _ in range(100):
+            with contextlib.suppress(BlockingIOError):
+                return fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            time.sleep(0.002)
+        fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def release(self) -> None:
         if self._fd >= 0:
