@@ -152,7 +152,7 @@ def _memory(run: RunRecord) -> list[str]:
 
 
 def _events(run: RunRecord) -> list[str]:
-    rows = [(f"{event['step']:,}", ", ".join(f"{k}: {v}" for k, v in event.items() if k != "step"))
+    rows = [(f"{event['step']:,}", ", ".join(f"{k}: {v}" if v else k for k, v in event.items() if k != "step"))
             for event in run.history.events if "saved" not in event]  # fmt: skip
     told = []
     if run.history.skipped:
