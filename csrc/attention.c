@@ -284,7 +284,8 @@ static void backward_part(const Arrays *x, const Heads *h, const Backward *r, in
 static void backward(const Arrays *x, const Heads *h, float *scratch, int64_t NT, int acc) {
     int64_t group = h->NH / h->KVH, groups = h->B * h->KVH, heads = h->B * h->NH, floats = thread_floats(h, NT), T = h->T;
     int64_t rows = chunk_tiles(h, NT) * h->QB, blocks = (T + h->KB - 1) / h->KB, chunks = (T + rows - 1) / rows;
-    int whole = blocks == 1 || 5 * ((groups + NT - 1) / NT) * NT <= 7 * groups;
+    int64_t hands = granted(NT);
+    int whole = blocks == 1 || 5 * ((groups + hands - 1) / hands) * hands <= 7 * groups;
     int64_t units = whole ? groups : groups * blocks + heads * chunks;
     int64_t taken = 0;
     PARALLEL(NT) {

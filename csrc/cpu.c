@@ -20,6 +20,7 @@ int64_t cpu_isa(void) { return 0; }
 #endif
 
 int64_t last_team(void) { return latest_team; }
+void limit_team(int64_t threads) { most_threads = threads > 0 ? threads : INT64_MAX; }
 
 #ifdef __linux__
 #include <sys/syscall.h>

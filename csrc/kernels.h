@@ -144,11 +144,13 @@ void adamw(float *params, float *m, float *v, const float *grads, const float *l
            const float *grad_scale, int64_t P, int64_t NT);
 
 // What the machine and this build are. last_team: threads that worked in the latest parallel kernel of this build.
+// limit_team: kernels that the calling thread runs from now on use at most this many threads, whatever their NT; 0 lifts it.
 // team_threads: the system's ids of the threads of a team, by rank; -1 where it does not tell.
 // sources_hash: which sources and flags it was built from (gpt2flat/kernels/record.py).
 // peak_fma: `rounds` rounds of peak_flops(BF16) flops per thread, independent FMAs in registers; with BF16 = 1 of pairs in
 // bf16 where the CPU has these; out (32*NT), zeros to start.
 int64_t last_team(void);
+void limit_team(int64_t threads);
 void team_threads(int64_t *threads, int64_t NT);
 int64_t has_openmp(void);
 int64_t sources_hash(void);

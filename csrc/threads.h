@@ -1,10 +1,15 @@
-// How a kernel uses threads. PARALLEL runs its block on NT threads; inside, share() gives a thread its contiguous part of
-// n units of work, next_of() the next whole unit of a queue. Nothing here knows what is computed, and no float is shared: no
-// reduction clause, no atomic sum (kernels.h).
+// How a kernel uses threads. PARALLEL runs its block on NT threads or fewer; inside, share() gives a thread its contiguous part
+// of n units of work, next_of() the next whole unit of a queue. Who works is what team() says, never NT. Nothing here knows what
+// is computed, and no float is shared: no reduction clause, no atomic sum (kernels.h).
+static __thread int64_t most_threads = INT64_MAX;  // limit_team of the calling thread: each has a team of its own
+
+INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t granted(int64_t NT) { return min64(NT, most_threads); }
+
 #ifdef _OPENMP
 #include <omp.h>
 #define PRAGMA(x) _Pragma(#x)
-#define PARALLEL(NT) PRAGMA(omp parallel num_threads((int)(NT)))
+#define PARALLEL(NT) PRAGMA(omp parallel num_threads((int)granted(NT)))
 #define BARRIER _Pragma("omp barrier")
 INLINE int64_t team(void) { return omp_get_num_threads(); }
 INLINE int64_t rank(void) { return omp_get_thread_num(); }
@@ -31,5 +36,4 @@ INLINE Range share(int64_t n) {
     return part(n, me, all);
 }
 
-INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }

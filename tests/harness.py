@@ -197,13 +197,20 @@ def place(case: Case, native, threads: int, home=None) -> dict[str, Bare | None]
 # --- running and comparing
 
 
-def execute(case: Case, native, threads: int = 1, home=None) -> dict[str, np.ndarray]:
-    """Runs the case and returns what was written, after the checks that need no reference."""
+def execute(case: Case, native, threads: int = 1, home=None, limit: int = 0) -> dict[str, np.ndarray]:
+    """Runs the case, of C with a limit of the team, and returns what was written, after the checks that need no reference."""
     kernel = KERNELS[case.kernel]
     placed = place(case, native, threads, home)
     accs = {acc: case.acc >> i & 1 for i, acc in enumerate(kernel.accs)}
     views = {name: p and p.view for name, p in placed.items()}
-    native.bind(kernel, views, case.dims | {"NT": threads} | accs)()
+    call = native.bind(kernel, views, case.dims | {"NT": threads} | accs)
+    if limit:
+        native.limit_team(limit)
+    try:
+        call()
+    finally:
+        if limit:
+            native.limit_team(0)
     for arg in kernel.args:
         if placed[arg.name] is None:
             continue
@@ -211,7 +218,8 @@ def execute(case: Case, native, threads: int = 1, home=None) -> dict[str, np.nda
         assert not strays, f"{case}: {strays} words outside {arg.name} were written"
         assert not (arg.const and placed[arg.name].changed()), f"{case}: {arg.name} is read only and was changed"
     if native.openmp():
-        assert native.last_team() == threads, f"{case}: {native.last_team()} threads worked, {threads} were asked for"
+        wanted = min(threads, limit or threads)
+        assert native.last_team() == wanted, f"{case}: {native.last_team()} threads worked, {wanted} were asked for"
     results = [a.name for a in kernel.args if not a.const and a.role not in ("work", "scratch")]
     return {name: views[name] for name in results if placed[name]}
 

@@ -43,7 +43,8 @@ C_FAULTS = [
     ),
     *_in(
         "csrc", "threads.h",
-        ("as many threads as OpenMP likes", "PRAGMA(omp parallel num_threads((int)(NT)))", "PRAGMA(omp parallel)"),
+        ("as many threads as OpenMP likes", "PRAGMA(omp parallel num_threads((int)granted(NT)))", "PRAGMA(omp parallel)"),
+        ("a team obeys no limit", "{ return min64(NT, most_threads); }", "{ return NT; }"),
         ("the remainder of a division of work is dropped", "n * (i + 1) / parts}", "n / parts * (i + 1)}"),
     ),
     *_in(

@@ -59,6 +59,16 @@ def test_same_bits_for_any_number_of_threads(name, native):
             harness.assert_same_bits(f"{case}: 1 and {threads} threads", alone, harness.execute(case, native, threads))
 
 
+@pytest.mark.parametrize("native", harness.natives(), ids=lambda native: native.isa)
+@BY_KERNEL
+def test_same_bits_with_a_smaller_team_than_was_planned_for(name, native):
+    case = Case(name, list(harness.grid(OP_OF[name]))[3])
+    alone = harness.execute(case, native, 1)
+    for threads, limit in ((2, 1), (64, 1), (64, 3), (3, 64)):
+        found = harness.execute(case, native, threads, limit=limit)
+        harness.assert_same_bits(f"{case}: {limit} of {threads} threads", alone, found)
+
+
 FEW_HEADS = dict(B=1, T=450, NH=2, KVH=1, HS=20)  # three blocks of keys, fewer heads than threads
 ATTENTION_KERNELS = [name for name in KERNELS if name.startswith("attention")]
 
@@ -72,6 +82,9 @@ def test_few_heads_have_the_same_bits_on_every_route(name, BF16, native):
     alone = harness.execute(case, native, 1)
     for threads in (*range(2, 9), 16, 64) if native.name == "c" else (2, 3):
         harness.assert_same_bits(f"{case}: 1 and {threads} threads", alone, harness.execute(case, native, threads))
+    for limit in (1, 3) if native.name == "c" else ():
+        found = harness.execute(case, native, 64, limit=limit)
+        harness.assert_same_bits(f"{case}: {limit} of 64 threads", alone, found)
 
 
 @BY_ISA

@@ -21,7 +21,7 @@ SOURCES = sorted([*CSRC.glob("*.c"), *CSRC.glob("*.h")])
 NATIVES = harness.natives()
 TWINS = harness.backends()[-1]
 BY_ISA = pytest.mark.parametrize("native", NATIVES, ids=lambda native: native.isa)
-MACHINE = {"last_team", "team_threads", "has_openmp", "sources_hash", "peak_fma", "peak_flops", "stream", "cpu_isa"}  # what is no op
+MACHINE = {"last_team", "limit_team", "team_threads", "has_openmp", "sources_hash", "peak_fma", "peak_flops", "stream", "cpu_isa"}  # what is no op
 
 
 def without_comments(text: str) -> str:

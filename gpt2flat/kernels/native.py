@@ -85,9 +85,18 @@ class Native:
         """Whether bf16 products are the CPU's own; without, inputs are rounded and multiplied as float32."""
         return self.isa == "avx512bf16"
 
+    @property
+    def adapts(self) -> bool:
+        """Whether limit_team is obeyed."""
+        return self.openmp()
+
     def last_team(self) -> int:
         """Threads that worked in the latest kernel."""
         return self.lib.last_team()
+
+    def limit_team(self, threads: int) -> None:
+        """Kernels that the calling thread runs from now on use at most so many threads, whatever they were bound with; 0: no limit."""
+        self.lib.limit_team(threads)
 
     def team(self, threads: int) -> list[int]:
         """The system's id of each thread of a team, by rank; empty where the system does not tell."""
