@@ -32,7 +32,7 @@ def parser() -> Parser:
     where = f"compare with numeric gradients: {where}, of at most {gradients.LARGEST // 1_000_000} million parameters"
     p.add_argument("--gradients", nargs="?", const=DEFAULT_PRESET, metavar="MODEL", help=where)
     p.add_argument("--attention", choices=list(gpt2.ATTENTION), default="flash")
-    threads = "default: physical cores, or OMP_NUM_THREADS"
+    threads = "at most; default: physical cores, or OMP_NUM_THREADS"
     p.add_argument("--threads", type=number("--threads", int, 1, 1024), help=threads)
     return p
 

@@ -21,9 +21,8 @@ def parser() -> Parser:
                    help="below 1 safer, above 1 wilder, 0 always the likeliest (1)")  # fmt: skip
     p.add_argument("--top-k", type=number("--top-k", int, 1), help="choose among the K likeliest tokens only")
     p.add_argument("--seed", type=number("--seed", int, 0), default=0, help="another seed, another text (0)")
-    p.add_argument(
-        "--threads", type=number("--threads", int, 1, MAX_THREADS), help="default: physical cores, or OMP_NUM_THREADS"
-    )
+    threads = "at most; default: physical cores, or OMP_NUM_THREADS"
+    p.add_argument("--threads", type=number("--threads", int, 1, MAX_THREADS), help=threads)
     return p
 
 

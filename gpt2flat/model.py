@@ -17,8 +17,8 @@ from .data.tokens import as_ids
 from .errors import FLOAT32_END, DataError, KernelArgError, NonFiniteError, UsageError, require_number
 from .formats import checkpoint
 from .formats.floats import first_nonfinite
-from .kernels import Placement, backend, default_threads
-from .kernels.ops import OPS
+from .kernels import Team, backend, default_threads
+from .kernels.ops import OPS, Op
 from .memory import axes as ax
 from .memory.arena import HEADER_FLOATS, STATE, WORK, Arena
 from .memory.layout import ALIGN, Layout
@@ -73,11 +73,13 @@ class Model:
         recompute: int = 0,
         fused: bool = True,
         dropout: float = 0.0,
+        adapt: bool = True,
     ):
         """An empty model: all parameters 0. Use Model.load or Model.init, which take the same options.
 
         attention: "flash", "flash:64x192" with the queries x keys of its tiles, or "standard", which keeps its matrices. threads:
-        default the physical cores. kernels: what gpt2flat.kernels.backend returned, default its choice. precision: "fp32", or
+        at most so many, default the physical cores; beside other busy programs fewer work where that is faster (adapt; False: always
+        all), see `team`. kernels: what gpt2flat.kernels.backend returned, default its choice. precision: "fp32", or
         "bf16", in which matrix products round their inputs to bf16 and add in float32; every buffer stays float32. recompute:
         what backward makes again instead of keeping it for every layer: 1 GELU, 2 also layernorms, 3 all but the residual
         stream. fused: GELU and residuals are computed within matrix products; False keeps what lies between ("attproj",
@@ -98,7 +100,7 @@ class Model:
         self._passes = itertools.count()  # keys of dropout where the caller gives none
         self.threads = default_threads(threads).count
         self.kernels = kernels or backend()
-        self._placement = Placement(self.kernels, self.threads)
+        self._team = Team(self.kernels, self.threads, adapt)
         self._state = Layout.plan(gpt2.PARAMS, config.dims())
         self.arena = Arena(self._state.floats)
         self.params, self.grads, self.m, self.v = (
@@ -159,6 +161,11 @@ class Model:
             index = first_nonfinite(view)
             if index is not None:
                 raise NonFiniteError(f"{path}: {name} holds {view.reshape(-1)[index]} at flat index {index}; {so}")
+
+    @property
+    def team(self) -> int:
+        """Threads that work at the moment: `threads`, or fewer while other programs keep these busy. It changes no bit."""
+        return self._team.size
 
     @property
     def buffer(self) -> np.ndarray:
@@ -227,8 +234,7 @@ class Model:
     def _bind_update(self) -> None:
         knobs = {name: self.scratch[name] for name in self.scratch.keys()}
         numbers = {"P": self._state.floats, "NT": self.threads}
-        norm = OPS["grad_norm"].forward
-        self._norm = self.kernels.bind(norm, {**knobs, "grads": self.grads.floats}, numbers)
+        self._norm = self._call(OPS["grad_norm"], {**knobs, "grads": self.grads.floats}, numbers)
         self._adamw = {
             decay_all: [self._bind_adamw(knobs, *r) for r in self._ranges(decay_all)] for decay_all in (False, True)
         }
@@ -248,13 +254,17 @@ class Model:
         state = {"params": self.params, "m": self.m, "v": self.v, "grads": self.grads}
         views = {name: section.floats[begin:end] for name, section in state.items()}
         knobs = {**knobs, "weight_decay": knobs["weight_decay" if decay else "no_decay"]}
-        return self.kernels.bind(OPS["adamw"].forward, {**knobs, **views}, {"P": end - begin, "NT": self.threads})
+        return self._call(OPS["adamw"], {**knobs, **views}, {"P": end - begin, "NT": self.threads})
+
+    def _call(self, op: Op, views: dict, numbers: dict[str, int]) -> Call:
+        """A call that stands in no program."""
+        return Call(op.forward, op, None, {}, {}, numbers, self.kernels.bind(op.forward, views, numbers))
 
     # -- the passes ----------------------------------------------------------------------------------------------------
 
     def _run(self, calls: list[Call]) -> None:
-        with self._placement:
-            for call in calls:
+        with self._team:
+            for call in self._team.each(calls):
                 call()
                 if self.trace:
                     self._check_finite(call)
@@ -354,8 +364,7 @@ class Model:
     def grad_norm(self) -> float:
         """The Euclidean norm of all gradients."""
         self._need_plan("grad_norm")
-        with self._placement:
-            self._norm()
+        self._run([self._norm])
         return float(self.scratch["norm"][0])
 
     def update(self, lr: float = 1e-4, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0,
@@ -377,9 +386,7 @@ class Model:
                       grad_scale=min(1.0, grad_clip / norm) if grad_clip and norm else 1.0)  # fmt: skip
         for name, value in values.items():
             self.scratch[name][0] = value
-        with self._placement:
-            for adamw in self._adamw[decay_all]:
-                adamw()
+        self._run(self._adamw[decay_all])
         self.t, self._last = t, None
         return norm
 
@@ -428,12 +435,12 @@ class Model:
         rows = rows.reshape(B * T, -1) if at is None else np.ascontiguousarray(rows[:, at])
         out = np.empty((len(rows), self.config.vocab_size), np.float32)
         chunk = self.acts["logits"]
-        linear, head = OPS["linear"].forward, self.params["wte"]
+        head = self.params["wte"]
         for start in range(0, len(rows), len(chunk)):
             part = rows[start : start + len(chunk)]
             numbers = {**program.dims, "N": len(part), "C": part.shape[1], "OC": len(head)}
             views = {"out": chunk[: len(part)], "inp": part, "weight": head, "scratch": self.scratch["scratch"]}
-            self.kernels.bind(linear, views, numbers)()
+            self._run([self._call(OPS["linear"], views, numbers)])
             out[start : start + len(part)] = chunk[: len(part), : self.config.vocab_size]
         return out.reshape(B, T, -1) if at is None else out
 

@@ -64,6 +64,11 @@ class Call:
     def __call__(self) -> None:
         self.run()
 
+    @cached_property
+    def kind(self) -> tuple:
+        """What tells how long it takes: calls of one kind do the same on other tensors."""
+        return self.kernel.name, *(self.numbers[name] for name in (*self.kernel.dims, *self.kernel.accs))
+
     @property
     def where(self) -> str:
         """For messages: "linear_forward, layer 3, writing acts["qkv"][3]"."""

@@ -157,7 +157,7 @@ def masks():
 
 def use():
     for model in [*models, first]:
-        with model._placement:
+        with model._team:
             assert masks() == [{min(free)}, {max(free)}], masks()
         assert masks() == [free, {max(free)}], masks()
     assert kernels.team(2)[0] == threading.get_native_id()

@@ -100,12 +100,13 @@ class StepRow:
 class Trainee:
     """A model with random weights and a batch of random tokens, and one training step after the other on a machine.
 
-    options: of Model. kernels: other than the machine's. Raises CapacityError, UsageError."""
+    The team is the whole one at every moment. options: of Model. kernels: other than the machine's. Raises CapacityError,
+    UsageError."""
 
     def __init__(self, config: gpt2.GPT2Config, machine: Machine, window: float = STEP_WINDOW, kernels=None, **options):
         self.machine, self.window, self._before = machine, window, resident_memory()
         self.bf16 = options.get("precision") == "bf16"
-        self.model = Model(config, threads=machine.threads, kernels=kernels or machine.kernels, **options)
+        self.model = Model(config, threads=machine.threads, kernels=kernels or machine.kernels, adapt=False, **options)
         fill_weights(self.model)
 
     def take(self, B: int, T: int) -> None:

@@ -13,6 +13,7 @@ from ..errors import UnsupportedCPUError
 from . import checked, record
 from .native import ISAS, Native
 from .ops import OP_OF
+from .team import Team
 from .threads import MAX_THREADS, Placement, Threads, default_threads
 
 BACKENDS = ("auto", "c", "numba")

@@ -68,36 +68,47 @@ class Placement:
     Systems wake a thread beside the one that woke it, and some virtual machines pack threads on few CPUs: two that wait for
     each other in turn were seen to share one core of two for minutes, at half the speed. Workers are bound for good, the calling
     thread only inside of `with placement:`, so that what it starts elsewhere is free. Cores go by rank, so that all placements of
-    a process agree. workers: thread id -> CPUs, empty where nothing is placed yet."""
+    a process agree. size: threads now. workers: thread id -> CPUs, empty where nothing is placed yet."""
 
     def __init__(self, kernels, threads: int):
         """Starts no thread."""
-        self._kernels, self.workers, self._free = kernels, {}, None
-        cores = _cores()
-        wanted = 2 <= threads == len(cores) and not any(os.environ.get(name) for name in BINDING)
+        self._kernels, self.size, self.workers, self._free = kernels, threads, {}, None
         can = hasattr(os, "sched_getaffinity") and hasattr(os, "sched_setaffinity")
-        self._cores = cores if wanted and can else []
+        self._cores = _cores() if can and not any(os.environ.get(name) for name in BINDING) else []
 
     def __enter__(self) -> None:
         """Before kernels run. Raises ForkError in a child forked after kernels had run."""
         self._kernels.ready()
-        if not self._cores:
+        self._place()
+
+    def _place(self) -> None:
+        bound = 2 <= self.size == len(self._cores)
+        if not bound and (self.size == 1 or not self.workers):
             return
         # every caller has a team of its own and a smaller one ends threads: what starts now inherits CPUs that are still free
-        team = self._kernels.team(len(self._cores))
+        team = self._kernels.team(self.size)
         free = os.sched_getaffinity(0)
-        if len(team) != len(self._cores) or not self._cores[0] <= free:
-            return
         with contextlib.suppress(OSError):  # a system that forbids it still runs
-            workers = dict(zip(team[1:], self._cores[1:]))
-            for worker, core in workers.items() if workers != self.workers else ():
-                os.sched_setaffinity(worker, core)
-            self.workers = workers
-            os.sched_setaffinity(0, self._cores[0])
-            self._free = free
+            if not bound:  # fewer than there are cores: some other program may be on any of them
+                for worker in team[1:]:
+                    os.sched_setaffinity(worker, free)
+                self.workers = {}
+            elif len(team) == len(self._cores) and self._cores[0] <= free:
+                workers = dict(zip(team[1:], self._cores[1:]))
+                for worker, core in workers.items() if workers != self.workers else ():
+                    os.sched_setaffinity(worker, core)
+                self.workers = workers
+                os.sched_setaffinity(0, self._cores[0])
+                self._free = free
 
     def __exit__(self, *_) -> None:
         if self._free:
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(0, self._free)
             self._free = None
+
+    def resize(self, threads: int) -> None:
+        """So many threads from now on; between two kernels, inside of the `with`."""
+        self.__exit__()
+        self.size = threads
+        self._place()

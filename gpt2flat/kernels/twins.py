@@ -47,7 +47,7 @@ class Twins:
     line each, which kernels are being compiled; without it nothing is said."""
 
     name = isa = "numba"
-    multiplies_bf16 = False  # native.py
+    multiplies_bf16 = adapts = False  # native.py
     announce: Callable[[str], None] | None = None
 
     def __init__(self, why: str = ""):

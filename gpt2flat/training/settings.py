@@ -205,7 +205,7 @@ SETTINGS = {s.name: s for s in (
     S("fused",             "",  bool,  True,       True,
       "GELU and residuals within matrix products, for less memory and the same bits; 0: apart, to look at"),
     S("threads",           "",  int,   None,       None,
-      "default: the physical cores this process may use, or OMP_NUM_THREADS", low=1, high=MAX_THREADS),
+      "at most; default: the physical cores this process may use, or OMP_NUM_THREADS", low=1, high=MAX_THREADS),
     S("backend",           "",  str,   "auto",     "auto",   "which kernels: C, or the same in Numba",
       choices=("auto", "c", "numba")),
     S("seed",              "",  int,   42,         42,       "of weights, samples and dropout", low=0, high=(1 << 32) - 1),
