@@ -443,7 +443,7 @@ WRONG = """
 --steps 5 --epochs 2                    | 2 | give one of them
 -d 1000                                 | 2 | a multiple of
 --on-nonfinite ignore                   | 2 | rollback:K
---report-to mlflow                      | 2 | tensorboard
+--report-to mlflow                      | 2 | of tensorboard and wandb
 """
 CASES = [[part.strip() for part in line.split(" | ")] for line in WRONG.strip().splitlines()]
 
