@@ -51,7 +51,7 @@ class Ref:
 
 @dataclass
 class Call:
-    """One kernel call of a program; `run` is set by Program.bind. `numbers` holds the dims and the acc flags."""
+    """A kernel call of a program. Program.bind sets `run`; `numbers`: dims and acc flags; `kind`: one for alike calls."""
 
     kernel: Kernel
     op: Op
@@ -66,7 +66,6 @@ class Call:
 
     @cached_property
     def kind(self) -> tuple:
-        """What tells how long it takes: calls of one kind do the same on other tensors."""
         return self.kernel.name, *(self.numbers[name] for name in (*self.kernel.dims, *self.kernel.accs))
 
     @property
@@ -77,9 +76,7 @@ class Call:
 
     @property
     def written(self) -> list[Arg]:
-        return [
-            a for a in self.kernel.args if not a.const and a.role not in ("work", "scratch") and a.name in self.refs
-        ]
+        return [a for a in self.kernel.args if a.name in self.refs and not (a.const or a.role in ("work", "scratch"))]
 
     @property
     def accs(self) -> dict[str, int]:
@@ -105,9 +102,8 @@ class Program:
     def __init__(self, head, block, tail, params, acts, dims: dict[str, int], kernels, recompute: int = 0):
         """head, block, tail: Steps; params, acts: Rows; dims: all of them; kernels: a backend; recompute: 0 to 3."""
         self.dims = dims
-        self.steps = (
-            [(s, None) for s in head] + [(s, l) for l in range(dims["L"]) for s in block] + [(s, None) for s in tail]
-        )
+        layers = [(s, l) for l in range(dims["L"]) for s in block]
+        self.steps = [(s, None) for s in head] + layers + [(s, None) for s in tail]
         used = {name.split("[")[0] for step, _ in self.steps for name in step.names.values()}
         known = {row.name: row for row in acts} | {row.name: row for row in params}
         for name in sorted(used - set(known)):
