@@ -132,7 +132,7 @@ def test_what_is_not_finite_is_not_saved(store, value, index):
 def test_a_full_disk_is_said_before_anything_is_written(store):
     store.write(1, files())
     store._ops.room = 1 << 20
-    with pytest.raises(CheckpointError, match=r"checkpoints: 1.0 MB are free, a checkpoint takes 13.0 kB.* --keep"):
+    with pytest.raises(CheckpointError, match=r"checkpoints: 1.0 MB are free, a checkpoint takes 13.0 kB.*--keep"):
         store.write(2, files())
     store._ops.room += 13100
     store.write(3, files())

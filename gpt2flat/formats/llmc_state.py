@@ -120,8 +120,8 @@ class StateFile:
             flags, self.step = words[4:6], words[STEP]
             if any(flag not in (0, 1) for flag in flags) or self.step < 0 or any(words[word] for word in UNUSED):
                 raise FormatError(
-                    f"{path}: master weights {flags[0]}, shuffle {flags[1]}, step {self.step}: expected 0 or 1 for the first "
-                    "two, no negative step, and zeros in the words between"
+                    f"{path}: master weights {flags[0]}, shuffle {flags[1]}, step {self.step}: expected 0 or 1 for the "
+                    "first two, no negative step, and zeros in the words between"
                 )
             self.master, self.shuffled = map(bool, flags)
             self.shard, self.sample = llmc.word_u64(words, SHARD), llmc.word_u64(words, SAMPLE)
@@ -147,8 +147,8 @@ class StateFile:
         count = int.from_bytes(self._file.read(at, 8), "little") if left >= 0 else 0
         if not 1 <= count <= left // 4:
             raise FormatError(
-                f"{self._file.path}: {count} {what} to shuffle, expected 1 or more and their order in the file: it is of "
-                "another model, or cut short"
+                f"{self._file.path}: {count} {what} to shuffle, expected 1 or more and their order in the file: it is "
+                "of another model, or cut short"
             )
         return count
 
@@ -167,9 +167,10 @@ class StateFile:
         Raises FormatError for an order that is none, or that is not what the random stream in the file had drawn."""
         path = self._file.path
         if self.shard >= shards or self.shards not in (None, shards) or (self.shuffled and self.sample > self.samples):
+            place = f"sample {self.sample} of {self.samples} in shard {self.shard} of {self.shards}"
             raise FormatError(
-                f"{path}: stands at sample {self.sample} of {self.samples} in shard {self.shard} of {self.shards}, expected a "
-                f"place in the {shards} shards of this data: name the same files (states of before 19 June 2024 are not read)"
+                f"{path}: stands at {place}, expected a place in the {shards} shards of this data: name the same files "
+                "(states of before 19 June 2024 are not read)"
             )
         found = {
             "epoch": epoch,

@@ -141,8 +141,8 @@ class Checkpoints:
         free = self._ops.free(self.folder)
         if free < size + SPARE:
             raise CheckpointError(
-                f"{self.folder}: {human(free)} are free, a checkpoint takes {human(size)}: make room, or take a smaller "
-                "--keep"
+                f"{self.folder}: {human(free)} are free, a checkpoint takes {human(size)}: make room, or keep fewer "
+                "(--keep)"
             )
 
     def _write_files(self, folder: Path, files: dict[str, list], taken: Callable[[], None]) -> dict[str, Entry]:
