@@ -203,17 +203,17 @@ class Model:
         training: also make sure that gradients and AdamW state will find room. Raises CapacityError."""
         self._check_batch(B, T)
         if self.batch != (B, T):
-            self._plan(B, T)
+            self._plan(B, T, training)
         if training:
             self.arena.admit("grads", "m", "v", "dacts")
         return self._program
 
-    def _plan(self, B: int, T: int) -> None:
+    def _plan(self, B: int, T: int, training: bool) -> None:
         program = self.program(B, T)
         layouts = self.layouts(program)
         once = [place for place in program.acts if place.row.recompute and place.slots > 1]  # with --recompute 3
         spare = sum(place.floats - place.floats // place.slots for place in once)
-        self.arena.plan_work({name: layouts[name].floats for name in WORK}, spare)
+        self.arena.plan_work({name: layouts[name].floats for name in WORK}, spare, training)
         self.scratch = self.arena.section("scratch", layouts["scratch"])
         self.acts = self.arena.section("acts", program.acts)
         self.dacts = self.arena.section("dacts", program.dacts, program.homes)

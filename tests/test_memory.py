@@ -126,6 +126,18 @@ def test_the_advice_is_what_can_help(have, recompute, advice, monkeypatch):
         Model(GPT2Config(64, 97, 8, 4, 64), recompute=recompute, threads=1, fused=False).plan(8, 64)
 
 
+def test_what_training_touches_is_admitted_at_once(monkeypatch):
+    """Half of the plan would fit, and then the other half: nothing of either is touched between the two looks at free memory."""
+    model = Model(GPT2Config(64, 97, 8, 4, 64), threads=1)
+    whole = 4 * sum(layout.floats for name, layout in model.layouts(model.program(8, 64)).items() if name != "params")
+    monkeypatch.setattr("gpt2flat.memory.arena.available_memory", lambda: (whole - 1, "a test"))
+    with pytest.raises(CapacityError, match="are available"):
+        model.plan(8, 64, training=True)
+    model.plan(8, 64)  # to evaluate, it does fit
+    monkeypatch.setattr("gpt2flat.memory.arena.available_memory", lambda: (whole + 1, "a test"))
+    Model(GPT2Config(64, 97, 8, 4, 64), threads=1).plan(8, 64, training=True)
+
+
 def test_address_space_limit_is_one_clear_error():
     code = """
 import resource, sys

@@ -118,16 +118,19 @@ class Arena:
             self._require(sum(new.values()), self.sizes)
             self._admitted |= new
 
-    def plan_work(self, sizes: dict[str, int], spare: int = 0) -> None:
+    def plan_work(self, sizes: dict[str, int], spare: int = 0, training: bool = False) -> None:
         """Plans scratch, dacts and acts anew; their old contents are given back to the system.
 
-        sizes: floats by section; spare: those that --recompute 3 would save, for the advice. Raises CapacityError with a breakdown
-        when they cannot fit; the old plan then stays. dacts are admitted apart, because only training touches them."""
+        sizes: floats by section; spare: those that --recompute 3 would save, for the advice; training: all that it touches is
+        admitted as well, and with the rest at once: what is admitted and not yet touched still counts as free. Raises CapacityError
+        with a breakdown when they cannot fit; the old plan then stays."""
         starts, at, self._spare = {}, self.state_end, 4 * spare
         for name in WORK:
             starts[name] = at
             at = _round_up(at + sizes[name], PAGE_FLOATS)
-        new = {name: 4 * sizes[name] for name in WORK if name != "dacts"}
+        new = {name: 4 * sizes[name] for name in WORK if training or name != "dacts"}
+        if training:
+            new |= {name: 4 * self.sizes[name] for name in STATE if name not in self._admitted}
         self._require(sum(new.values()) - sum(self._admitted.get(name, 0) for name in WORK), {**self.sizes, **sizes})
         if at > len(self._floats):
             raise CapacityError(
