@@ -46,6 +46,8 @@ def body(argv: list[str]) -> int:
     if args.save and not args.show:
         raise UsageError("--save writes what --show names: add --show TENSOR ...")
     start, found = time.perf_counter(), checkpoint_before(source, args.step)
+    if args.step > max(last_step(source), found.step):
+        raise UsageError(f"--step {args.step}: the run has recorded {last_step(source)} updates, expected at most that")
     replay = Replay(source, found, data_folders(), open_kernels, args.override)
     for name in args.show:
         replay.view(name)  # one that is not there is told before the work
@@ -92,7 +94,7 @@ def verify(source: Run, args) -> int:
     for before, after in pairwise(places):
         start, replay = time.perf_counter(), Replay(source, before, data_folders(), open_kernels, args.override)
         odd = [done for done in replay.to(after.step) if not done.equal]
-        hashes = replay.hashes()
+        hashes = replay.hashes(after)
         differ = [name for name, entry in after.manifest.files.items() if hashes.get(name) != entry.sha256]
         took = duration(time.perf_counter() - start)
         how = f"differs in {', '.join(differ)}" if differ else "equal to the bit"

@@ -117,15 +117,14 @@ def follow(p: Ready, given: dict[str, object]) -> int:
     first_screen(p, peak)
     screen, limit = Screen(p, peak), start + seconds_of(s.max_time)
     with StopSignal() as stop:
-        if not p.run.config.is_file():
+        if p.resumed is None or not p.run.config.is_file():
             p.run.create(environment(model, peak), p.data.tokenizer, 3 * 4 * model.config.num_parameters)
-        if p.resumed is not None:
-            keep(p.run.path, p.resumed)
+        keep(p.run.path, p.trainer.step)
         config.write(p.run.config, vars(s))
-        control = Control(p.run.path, p.trainer.step, lambda text: prompt_ids(text, p.data.tokenizer), note)
         with Metrics(p.run.path, p.trainer.step, wanted(s.report_to or ""), vars(s), note) as metrics:
             if p.resumed is not None:
                 metrics.write(step=p.resumed, resumed={name: now for name, (_before, now) in p.changed.items()})
+            control = Control(p.run.path, lambda text: prompt_ids(text, p.data.tokenizer), note)
             saver = Saver(p.run, model, s, p.facts, time.perf_counter, p.resumed, metrics.sync)
             events = train(p.trainer, p.validation, p.prompt, saver, control, time.perf_counter,
                            lambda: bool(stop) or time.perf_counter() > limit)  # fmt: skip

@@ -332,7 +332,7 @@ FAULTS = {
     "dropout goes by the start": (Trainer.gradients, "key_of(self.s.seed, self.step, i)", "key_of(self.s.seed, self.step - self.resumed_at, i)", "dropout"),
     "the parameters are not loaded": (saving.load, "file.read_into(0, model.params.floats)", "pass", "rollback"),
     "the records are not dropped": (metrics.keep, "if kind.stays(line, step)", "", "plain"),
-    "control.toml is forgotten": (Control.read, "self._past.pop(step, {})", "{}", "control"),
+    "control.toml is forgotten": (Control.read, "self._obeyed.get(step, {})", "{}", "control"),
     "the hash of a file is not looked at": (Checkpoint._check, "if sha256 != wanted:", "if False:", "flipped"),
 }  # fmt: skip
 

@@ -274,6 +274,7 @@ def test_replay_verifies_and_tells_what_differs(copy, capsys):
 
 @pytest.mark.parametrize("words, code, says", [
     (["run", "--step", "0"], 5, "the first that is there and whole is of step 1"), (["run"], 2, "--step N"),
+    (["run", "--step", "15"], 2, "the run has recorded 14 updates"),
     (["run", "--step", "3", "--show", "acts.no"], 2, "acts.no: no such tensor"), (["text.txt", "--step", "1"], 5, "is no run directory"),
     (["run", "--step", "3", "--show", "acts.stream[9]"], 2, "has 3 slots"), (["run", "--step", "3", "--save", "x"], 2, "--show"),
 ])  # fmt: skip

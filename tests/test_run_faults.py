@@ -101,6 +101,7 @@ def test_two_starts_in_one_directory_have_one_winner(here, capsys):
     with pytest.raises(RunLockedError, match=f"process {os.getpid()} on .* is training in it"):
         second.reserve()
     first.create({}, None)
+    (first.checkpoints / "step_00000001").mkdir()
     first.release()
     second.lock()  # in the moment between
     with pytest.raises(UsageError, match="is not empty.*name another, such as --out out-2"):

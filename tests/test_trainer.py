@@ -104,7 +104,7 @@ class FakeControl:
     def read(self, step):
         return self.asked.get(step, {})
 
-    def prompt(self, usual):
+    def prompt(self, step, usual):
         return usual
 
 

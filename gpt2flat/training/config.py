@@ -2,15 +2,17 @@
 
 import json
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError, UsageError
 from ..formats.files import write_atomically
 from .metrics import Jsonl, read_events
 from .run import read_text
-from .settings import SETTINGS, unknown
+from .settings import SETTINGS, Setting, unknown
 
-NO_SETTINGS = ("save", "stop", "file")  # of a record of control.toml
+CONTROLLED = ("lr", "sample_prompt")  # settings that control.toml may change
+NO_SETTINGS = ("save", "stop", "file")  # of a record of it
 
 
 def write(path: Path, settings: dict[str, object]) -> None:
@@ -35,9 +37,14 @@ def checked(entries, where) -> dict[str, object]:
         for name in entries:
             if name not in SETTINGS or SETTINGS[name].this_start:
                 raise UsageError(unknown(name) if name not in SETTINGS else f"{name} belongs on the command line")
-        return {name: SETTINGS[name].of_file(value) for name, value in entries.items()}
+        return {name: _checked(SETTINGS[name], value) for name, value in entries.items()}
     except UsageError as problem:
         raise UsageError(f"{where}: {problem}") from None
+
+
+def _checked(setting: Setting, value):
+    """JSON's null is for a setting that is found out, or was taken back."""
+    return None if value is None and setting.scratch is None else setting.of_file(value)
 
 
 def stored(path: Path) -> dict[str, object]:
@@ -48,15 +55,35 @@ def stored(path: Path) -> dict[str, object]:
         raise CheckpointError(f"{problem}: this is no config.toml of a run of this version") from None
 
 
-def recorded(run: Path, key: str) -> list[tuple[int, dict[str, object]]]:
-    """(step, settings) of the records of metrics.jsonl that changed some: key "resumed" or "control". Raises CheckpointError."""
-    path, found = run / Jsonl.name, []
-    for event in read_events(run, key):
+@dataclass(frozen=True)
+class History:
+    """What changed in a run, by step. resumed: settings that were others from the resume at that step on; control: what control.toml
+    said before that update, and what a resume there said of the same; seen: the digest of the last control.toml."""
+
+    resumed: dict[int, dict[str, object]]
+    control: dict[int, dict[str, object]]
+    seen: str | None
+
+
+def history(run: Path) -> History:
+    """The history of a run by its metrics.jsonl. Raises CheckpointError."""
+    events = []
+    for event in read_events(run, "resumed", "control"):
+        if "resumed" in event:  # a start that went on from a later step is undone
+            events = [e for e in events if "control" in e or e["step"] <= event["step"]]
+        events.append(event)
+    found = History({}, {}, next((e["control"].get("file") for e in reversed(events) if "control" in e), None))
+    for event in events:
+        step, key = event["step"], "control" if "control" in event else "resumed"
         try:
-            settings = {name: value for name, value in event[key].items() if name not in NO_SETTINGS}
-            found.append((event["step"], event[key] | checked(settings, path)))
+            changes = checked({name: v for name, v in event[key].items() if name not in NO_SETTINGS}, run / Jsonl.name)
         except UsageError as problem:
-            raise CheckpointError(f"{problem}: the record of step {event['step']} is damaged") from None
+            raise CheckpointError(f"{problem}: the record of step {step} is damaged") from None
+        if key == "resumed":
+            found.resumed[step] = found.resumed.get(step, {}) | changes
+            changes = {name: changes[name] for name in CONTROLLED if changes.get(name) is not None}
+        if changes:
+            found.control[step] = found.control.get(step, {}) | changes
     return found
 
 

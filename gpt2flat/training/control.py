@@ -22,21 +22,18 @@ ONCE = ("save", "stop")
 
 
 class Control:
-    """run: its directory; step: where it starts or goes on: what an earlier start obeyed from there on is obeyed again at its
-    steps; encode: text -> ids, as of --sample-prompt; warn: told what is wrong with the file."""
+    """run: its directory: what it obeyed before is obeyed again at the same steps, after a resume or a rollback; encode: text -> ids,
+    as of --sample-prompt; warn: told what is wrong with the file."""
 
-    def __init__(self, run: Path, step: int, encode: Callable, warn: Callable[[str], None]):
+    def __init__(self, run: Path, encode: Callable, warn: Callable[[str], None]):
         self._path, self._encode, self._warn, self._stamp = run / FILE, encode, warn, None
-        events = config.recorded(run, "control")
-        self._past = {at: changes for at, changes in events if at >= step}
-        self._seen = events[-1][1].get("file") if events else None
-        prompts = [changes["sample_prompt"] for at, changes in events if at < step and "sample_prompt" in changes]
-        self._prompt = encode(prompts[-1]) if prompts else None
+        past = config.history(run)
+        self._obeyed, self._seen = past.control, past.seen
 
     def read(self, step: int) -> dict:
         """What is to change before update `step`: lr, sample_prompt, save, stop; usually {}. "file", a digest of it, is there when it
         was the file that said so, now."""
-        changes = {name: value for name, value in self._past.pop(step, {}).items() if name not in config.NO_SETTINGS}
+        changes = dict(self._obeyed.get(step, {}))
         try:
             status = self._path.stat()
         except OSError:
@@ -45,13 +42,14 @@ class Control:
         if stamp and stamp != self._stamp:
             self._stamp = stamp
             changes |= self._obey()
-        if "sample_prompt" in changes:
-            self._prompt = self._encode(changes["sample_prompt"])
+        if kept := {name: changes[name] for name in config.CONTROLLED if name in changes}:
+            self._obeyed[step] = kept
         return changes
 
-    def prompt(self, usual):
-        """The ids that samples go on from: `usual` unless control.toml gave a text."""
-        return usual if self._prompt is None else self._prompt
+    def prompt(self, step: int, usual):
+        """The ids that samples before update `step` go on from: `usual` unless a text was given."""
+        given = [at for at, changes in self._obeyed.items() if at <= step and "sample_prompt" in changes]
+        return self._encode(self._obeyed[max(given)]["sample_prompt"]) if given else usual
 
     def _obey(self) -> dict:
         try:
@@ -73,7 +71,7 @@ def parse(text: str) -> dict:
     """The changes that a control.toml asks for. Raises UsageError, ValueError for what is none."""
     changes = {}
     for name, value in tomllib.loads(text).items():
-        if name in ("lr", "sample_prompt"):
+        if name in config.CONTROLLED:
             changes[name] = SETTINGS[name].of_file(value)
         elif name in ONCE and type(value) is bool:
             if value:

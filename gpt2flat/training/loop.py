@@ -92,13 +92,13 @@ def train(
         asked = control.read(step)
         if "file" in asked:  # not what an earlier start obeyed here
             yield Controlled(step, asked)
-        trainer.lr, prompt = asked.get("lr", trainer.lr), control.prompt(prompt)
+        trainer.lr = asked.get("lr", trainer.lr)
         if validation and _due(step, s.val_every, last):
             val = validate(model, validation, s.val_batches, stop)
             if val is not None:
                 yield Validation(step, val)
         if step and _due(step, s.sample_every, last):
-            ids = sample(model, prompt, s.sample_tokens, s.seed + step, stop)
+            ids = sample(model, control.prompt(step, prompt), s.sample_tokens, s.seed + step, stop)
             if not stop():
                 yield Sample(step, ids)
         model.plan(s.batch_size, s.seq_len)  # now, so that it is not part of the next update's time

@@ -214,9 +214,10 @@ def read_lines(path: Path) -> Iterator[bytes]:
 KINDS = {"loss": float, "val_loss": float, "control": dict, "resumed": dict}
 
 
-def read_events(run: Path, key: str) -> Iterator[dict]:
-    """The records of metrics.jsonl that have `key`, one of KINDS; none where there is no such file. Raises CheckpointError."""
+def read_events(run: Path, *keys: str) -> Iterator[dict]:
+    """The records of metrics.jsonl that have one of `keys` out of KINDS; none where there is no such file. Raises CheckpointError."""
     if (run / Jsonl.name).exists():
         for line in read_lines(run / Jsonl.name):
-            if type((event := parse(line)).get(key)) is KINDS[key]:
+            event = parse(line)
+            if any(type(event.get(key)) is KINDS[key] for key in keys):
                 yield event

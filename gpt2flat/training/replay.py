@@ -15,7 +15,7 @@ from . import config
 from .checkpoints import Checkpoint, Checkpoints
 from .metrics import read_events
 from .run import Run
-from .saving import contents, load
+from .saving import contents, load, state_of
 from .settings import settle
 from .start import REORDERING, Ready, reopen, settings_at
 from .trainer import RollBack, Update
@@ -42,8 +42,7 @@ class Replay:
         self, run: Run, found: Checkpoint, folders: list[Path], open_kernels: Callable, override: str | None = None
     ):
         self._run, self._found = run, found
-        self._resumed = config.recorded(run.path, "resumed")
-        self._controls = dict(config.recorded(run.path, "control"))
+        self._history = config.history(run.path)
         self._losses = {event["step"]: event["loss"] for event in read_events(run.path, "loss")}
         s = settle(settings_at(run, found), {})
         s.override = override
@@ -63,15 +62,18 @@ class Replay:
                 trainer.roll_back(load(trainer.model, self._found), wish.draw)
                 continue
             yield Replayed(update, self._losses.get(update.step))
-        self._obey(trainer.step)
 
     def look(self) -> float:
         """Forward and backward of the step where it stands: its loss; activations and gradients are in the model."""
+        self._obey(self.ready.trainer.step)
         return self.ready.trainer.gradients(self.ready.trainer.draw())
 
-    def hashes(self) -> dict[str, str]:
-        """The SHA-256 of each file of a checkpoint that would be taken here."""
+    def hashes(self, saved: Checkpoint) -> dict[str, str]:
+        """The SHA-256 of each file of a checkpoint that would be taken here. saved: the one that was, whose learning rate is
+        told by control.toml at its very step."""
         found = {}
+        if saved.step in self._history.control:
+            self.ready.trainer.lr = state_of(saved).get("lr")
         for name, buffers in contents(self.ready.model, self.ready.trainer.state()).items():
             digest = hashlib.sha256()
             for buffer in buffers:
@@ -94,17 +96,15 @@ class Replay:
 
     def _obey(self, step: int) -> None:
         trainer = self.ready.trainer
-        for at, changes in self._resumed:
-            if at == step > self._found.step:
-                if moved := REORDERING & changes.keys():
-                    raise CheckpointError(
-                        f"{self._run.path}: went on with another {', '.join(sorted(moved))} at step {step}: replay from a "
-                        "checkpoint at that step or later"
-                    )
-                for name, value in changes.items():
-                    setattr(trainer.s, name, value)
-                trainer.lr = None if "lr" in changes else trainer.lr
-        trainer.lr = self._controls.get(step, {}).get("lr", trainer.lr)
+        changes = self._history.resumed.get(step, {}) if step > self._found.step else {}
+        if moved := REORDERING & changes.keys():
+            raise CheckpointError(
+                f"{self._run.path}: went on with another {', '.join(sorted(moved))} at step {step}: replay from a "
+                "checkpoint at that step or later"
+            )
+        for name, value in changes.items():
+            setattr(trainer.s, name, value)
+        trainer.lr = self._history.control.get(step, {}).get("lr", trainer.lr)
 
 
 def checkpoint_before(run: Run, step: int) -> Checkpoint:

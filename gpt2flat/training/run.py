@@ -14,12 +14,14 @@ from pathlib import Path
 from ..errors import CheckpointError, UsageError, reason
 from ..formats.files import RegularFile, write_atomically
 from ..memory.arena import human
-from .checkpoints import STEP
+from .checkpoints import STEP, TEMPORARY
 from .lock import RunLock
 from .manifest import MODEL
 
 RUNS = Path("runs")
 LOCK = "lock"
+CREATED = (LOCK, "checkpoints", "env.json", "tokenizer.bin")  # what a start makes before config.toml
+UNFINISHED = re.compile(r"\.(env\.json|tokenizer\.bin|config\.toml)\.[0-9a-f]{16}\.tmp")
 LONGEST = 1 << 20  # bytes of an env.json or config.toml that are read
 
 
@@ -63,10 +65,9 @@ class Run:
                 raise CheckpointError(
                     f"{self.path}: {human(free)} are free, a checkpoint takes {human(needed)}: name another place with --out"
                 )
-            try:
-                self.checkpoints.mkdir()
-            except FileExistsError:
-                raise UsageError(_taken(self.path)) from None
+            if os.path.lexists(self.checkpoints) and not self.is_bare:
+                raise UsageError(_taken(self.path))
+            self.checkpoints.mkdir(exist_ok=True)
         environment = {"id": secrets.token_hex(8)} | environment
         write_atomically(self.path / "env.json", (json.dumps(environment, indent=1) + "\n").encode())
         if tokenizer:
@@ -84,6 +85,17 @@ class Run:
     def is_llmcs(self) -> bool:
         """Whether llm.c has left checkpoints there, and no run of ours has gone on with them."""
         return not self.config.is_file() and any(self.path.glob("DONE_*"))
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether a start left the directory and nothing that was learned: all that is there can be made again."""
+        try:
+            names, saved = set(os.listdir(self.path)), os.listdir(self.checkpoints)
+        except OSError:
+            return False
+        if any(not TEMPORARY.fullmatch(name) for name in saved):
+            return False
+        return self.config.is_file() or all(name in CREATED or UNFINISHED.fullmatch(name) for name in names)
 
     @property
     def id(self) -> str:
@@ -159,7 +171,9 @@ def _require_new(path: Path) -> None:
                 raise CheckpointError(
                     f"{path}: is not a directory, expected a new or empty one: name another with --out"
                 )
-            if any(entry.name != LOCK for entry in path.iterdir()):
+            started = Run(path)
+            killed = started.is_bare and not started.config.is_file()
+            if not killed and any(entry.name != LOCK for entry in path.iterdir()):
                 raise UsageError(_taken(path))
     nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):

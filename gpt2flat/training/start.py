@@ -2,7 +2,7 @@
 nothing of a fresh run is written, before its directory is reserved."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,17 +66,28 @@ class Ready:
 def prepare(given: dict[str, object], folders: list[Path], open_kernels: Callable) -> Ready:
     """given: flags; folders: where data is looked for; open_kernels(name or None): the kernels. Raises Gpt2FlatError."""
     if given.get("config"):
-        given = config.read(given["config"]) | given
+        given = _with_file(config.read(given["config"]), given)
     if wish := given.get("resume"):
         run = find_run(wish, given.get("out"))
         if run:
             run.lock()
             try:
+                if wish == "1" and run.is_bare:  # killed before it had anything
+                    return _fresh(given, folders, open_kernels, run)
                 return (_adopt if run.is_llmcs else _resume)(run, given, folders, open_kernels)
             except BaseException:
                 run.release()
                 raise
     return _fresh(given, folders, open_kernels)
+
+
+def _with_file(file: dict[str, object], given: dict[str, object]) -> dict[str, object]:
+    """Flags over the settings of a file; steps beside epochs is what a run's epochs came to."""
+    if "epochs" in given or ("epochs" in file and "steps" not in given):
+        file.pop("steps", None)
+    if "steps" in given:
+        file.pop("epochs", None)
+    return file | given
 
 
 def _fresh(given: dict[str, object], folders: list[Path], open_kernels: Callable, run: Run | None = None) -> Ready:
@@ -155,41 +166,46 @@ def _resume(run: Run, given: dict[str, object], folders: list[Path], open_kernel
     s = settle(before, {name: value for name, value in given.items() if name not in ("out", "resume")})
     wanted(s.report_to or "")
     s.out = str(run.path)
-    typed = {name for name in given if name not in ELSEWHERE and not SETTINGS[name].this_start}
     store = Checkpoints(run.checkpoints, run.id)
     found = store.newest()
     notes = [f"passed over {path}: {why}" for path, why in store.passed_over]
     if found is None:
         raise CheckpointError(
             "; ".join([f"{run.path}: holds no checkpoint that is whole, so there is nothing to resume", *notes])
+            + ": --resume 1 starts it again, with all its flags" * run.is_bare
         )
-    made = settings_at(run, found)
-    edited = {
-        name: value
-        for name, value in before.items()
-        if value != made.get(name) and not SETTINGS[name].this_start and name not in ELSEWHERE
-    }
+    made, expected = settings_at(run, found), settings_at(run, found, later=True)
+    edited = {name: value for name, value in _changes(expected, before).items() if name not in given}
     if edited and "settings" not in _allowed(s):
-        told = ", ".join(f"{name} {made.get(name)} -> {value}" for name, value in edited.items())
+        told = ", ".join(f"{name} {was} -> {value}" for name, (was, value) in edited.items())
         raise CheckpointError(
             f"{run.config}: not what the run was made with: {told}: give flags, or --override settings to have it so"
         )
-    p = reopen(run, found, s, folders, open_kernels, {name for name in typed if vars(s)[name] != before[name]})
-    p.changed = {name: (before[name], vars(s)[name]) for name in sorted(typed) if vars(s)[name] != before[name]}
-    if "lr" in p.changed:
-        p.trainer.lr = None  # of an older control.toml
+    p = reopen(run, found, s, folders, open_kernels)
+    p.changed = _changes(made, vars(s))
     p.notes, p.resumed, p.threads = notes + p.notes, found.step, default_threads(given.get("threads"))
     return p
 
 
-def settings_at(run: Run, found: Checkpoint) -> dict[str, object]:
-    """All settings that held right after a checkpoint: its own, and what was typed when the run went on from there."""
+def _own_settings(found: Checkpoint) -> dict[str, object]:
     try:
-        settings = dict.fromkeys(SETTINGS) | config.checked(found.facts.get("settings"), found.path)
+        return dict.fromkeys(SETTINGS) | config.checked(found.facts.get("settings"), found.path)
     except (UsageError, TypeError, AttributeError) as problem:
         raise CheckpointError(f"{found.path}: the settings in its manifest are damaged: {problem}") from None
-    for step, changes in config.recorded(run.path, "resumed"):
-        if step >= found.step:
+
+
+def _changes(before: dict[str, object], now: dict[str, object]) -> dict[str, tuple]:
+    """name: (before, now) of the settings that differ and are part of the run."""
+    kept = (name for name in SETTINGS if name not in ELSEWHERE and not SETTINGS[name].this_start)
+    return {name: (before[name], now[name]) for name in kept if before[name] != now[name]}
+
+
+def settings_at(run: Run, found: Checkpoint, later: bool = False) -> dict[str, object]:
+    """All settings that held right after a checkpoint: its own, and what was typed when the run went on from there; later: also
+    what was typed at later steps, as config.toml has it."""
+    settings = _own_settings(found)
+    for step, changes in sorted(config.history(run.path).resumed.items()):
+        if step == found.step or (later and step > found.step):
             settings |= changes
     return settings
 
@@ -200,10 +216,9 @@ def reopen(
     s: SimpleNamespace,
     folders: list[Path],
     open_kernels: Callable,
-    changed: Iterable[str] = (),
     **options,
 ) -> Ready:
-    """The run as it was when a checkpoint of it was taken. changed: settings that may differ; options: other ones of the model.
+    """The run as it was when a checkpoint of it was taken, but with the settings s. options: other ones of the model.
 
     Raises CheckpointError for data, a vocabulary or kernels that are not those of the run, unless s.override names them."""
     kernels = open_kernels(None if s.backend == "auto" else s.backend)
@@ -216,7 +231,7 @@ def reopen(
     model.plan(s.batch_size, s.seq_len, training=True)
     s.steps, s.threads, notes = _steps(s, batches), model.threads, []
     facts = _facts(s, model, data)
-    same = _compare(found, facts, s, set(changed), notes)
+    same = _compare(found, facts, s, notes)
     trainer = Trainer(model, batches, s)
     trainer.restore(load(model, found), same)
     prompt = prompt_ids(s.sample_prompt, data.tokenizer)
@@ -232,9 +247,9 @@ def _allowed(s) -> set[str]:
     return allowed
 
 
-def _compare(found: Checkpoint, facts: dict, s, changed: set[str], notes: list[str]) -> bool:
+def _compare(found: Checkpoint, facts: dict, s, notes: list[str]) -> bool:
     """Whether the run goes on with the same data in the same batches. Raises CheckpointError for a change that is not allowed."""
-    allowed = _allowed(s)
+    allowed, changed = _allowed(s), _changes(_own_settings(found), vars(s)).keys()
     typed = {
         "data": {"train_data", "val_data", "dataset", "val_fraction", "tokenizer"},
         "isa": {"backend", "precision"},
