@@ -98,11 +98,13 @@ class Policy:
         best = self._best.setdefault(self.team, {})
         if len(best) > KINDS:
             best.clear()
-        again = [lap for lap in laps if lap[0] in best]
+        least = took = 0.0
         for kind, seconds in laps:
-            if seconds < best.get(kind, math.inf):
-                best[kind] = seconds
-        least, took = self._known(self.team, again)
+            if kind not in best:
+                best[kind] = seconds  # the first of its kind may be slow for reasons of its own
+                continue
+            best[kind] = min(best[kind], seconds)
+            least, took = least + best[kind], took + seconds
         now = took / least if least else 1.0
         self._slow[self.team] = (self._slow.get(self.team, now) + now) / 2
 
