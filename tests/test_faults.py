@@ -47,6 +47,12 @@ def test_a_mutant_has_its_place(name):
     assert inspect.getsource(function).count(old) == 1 and old != new
 
 
+@pytest.mark.parametrize("name", fault_runs.FAULTS)
+def test_a_fault_of_resume_has_its_place(name):
+    function, old, new, _ = fault_runs.FAULTS[name]
+    assert inspect.getsource(function).count(old) == 1 and old != new
+
+
 @pytest.mark.parametrize("name", QUICK)
 def test_some_seeded_faults_are_seen(name):
     assert seen(MUTANTS[name], faults.SEED)

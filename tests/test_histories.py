@@ -2,6 +2,7 @@
 find what held at each step."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import resuming
 from gpt2flat.replay import main as replay
 from gpt2flat.train import main
+from gpt2flat.training.checkpoints import Checkpoint
 from gpt2flat.training.trainer import Trainer
 
 STEPS = 12
@@ -142,3 +144,42 @@ def test_only_leftovers_of_a_start_count_as_empty(run, capsys):
     assert main(["--resume", "whole"]) == 5 and "--resume 1 starts it again" in capsys.readouterr().err
     (run / "checkpoints/step_00000003").mkdir()
     assert main(["-y", "1", "-o", "whole"]) == 5  # damage is no leftover
+
+
+def test_other_batches_are_saved_at_once(run):
+    """What follows a resume with other batches is no longer what its checkpoint says: a rollback or kill must find the new one."""
+    at = STEPS
+    resuming.train("--resume", "whole", "-b", "2", "-x", str(at + 3), "-n", "0")
+    assert Checkpoint(Path(f"whole/checkpoints/step_{at:08d}")).facts["settings"]["batch_size"] == 2
+    end = resuming.state(Path("whole"))
+    shutil.rmtree(f"whole/checkpoints/step_{at + 3:08d}")
+    resuming.train("--resume", "whole")
+    assert resuming.state(Path("whole")) == end
+
+
+def test_a_nan_of_a_passing_fault_is_left_out_again(tmp_path, monkeypatch):
+    """The batch that a rollback left out stays out of a resume from before it, though the NaN does not come again."""
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text(resuming.TEXT)
+    gradients, met = Trainer.gradients, []
+
+    def once(self, batch):
+        loss = gradients(self, batch)
+        if self.step == 5 and not met:
+            met.append(1)
+            return math.nan
+        return loss
+
+    monkeypatch.setattr(Trainer, "gradients", once)
+    resuming.train(*resuming.BASE, "-x", "9", "-n", "3", "-nk", "0", "--on-nonfinite", "rollback:2", "-o", "run")
+    end = resuming.state(Path("run"))
+    assert met
+    for step in (6, 9):
+        shutil.rmtree(f"run/checkpoints/step_{step:08d}")
+    resuming.train("--resume", "run")
+    assert resuming.state(Path("run")) == end
+
+
+def test_fewer_steps_than_are_done_leave_nothing_to_do(run, capsys):
+    assert main(["--resume", "whole", "-x", "1"]) == 2
+    assert "leaves nothing to do" in capsys.readouterr().err

@@ -198,7 +198,7 @@ def test_skip_leaves_out_at_most_so_many_in_a_row(bad):
     seen = [event.update for event in events(t) if isinstance(event, Updated)]
     assert [u.step for u in seen if u.skipped] == [1, 2, 4] and t.model.learned == [1.0, 4.0, 6.0] and t.model.t == 3
     t = trainer(loader=FakeLoader(odd=odd | {3: bad}), steps=6, on_nonfinite="skip:2")
-    with pytest.raises(NonFiniteError, match="the 3. in a row"):
+    with pytest.raises(NonFiniteError, match="3 in a row"):
         events(t)
 
 
@@ -209,7 +209,7 @@ def test_rollback_is_a_run_that_never_saw_the_batch(bad):
     assert [(e.step, e.to) for e in seen if isinstance(e, RolledBack)] == [(2, 0)]
     assert t.model.learned == [1.0, 2.0] + [1.0, 2.0, 4.0, 5.0] and t.step == 4
     t = trainer(loader=FakeLoader(odd={2: bad, 3: bad}), on_nonfinite="rollback:1")
-    with pytest.raises(NonFiniteError, match="the 2. in a row"):
+    with pytest.raises(NonFiniteError, match="2 in a row"):
         events(t)
     t = trainer(loader=FakeLoader(odd={1: bad, 4: bad}), steps=6, on_nonfinite="rollback:1")
     assert [e.step for e in events(t) if isinstance(e, RolledBack)] == [1, 3]

@@ -229,20 +229,6 @@ class Checkpoints:
                     removed.append(path)
         return removed
 
-    def remove_after(self, step: int) -> list[Path]:
-        """Removes this run's whole checkpoints of higher steps: a run that goes on from `step` comes to others, and
-        prune would take those for newer. Returns which. Raises CheckpointError, also for one that holds foreign
-        files."""
-        self._sound.clear()  # what is damaged since stays, as evidence
-        higher = [path for place, path in self._places() if place > step and self._is_sound(place, path)]
-        for path in higher:
-            if not self._is_ours(path):
-                raise CheckpointError(f"{path}: holds other files than a checkpoint's: move it out of {self.folder}")
-        with self._reporting(self.folder, "checkpoints cannot be removed"):
-            for path in higher:
-                self._remove(path)
-        return higher
-
     def recover(self) -> None:
         """Cleans up after a writer that was killed: its temporaries go; what it had set aside gets its name back, or
         goes if the new one is whole. Raises CheckpointError."""

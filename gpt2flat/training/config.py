@@ -58,11 +58,13 @@ def stored(path: Path) -> dict[str, object]:
 @dataclass(frozen=True)
 class History:
     """What changed in a run, by step. resumed: settings that were others from the resume at that step on; control: what control.toml
-    said before that update, and what a resume there said of the same; seen: the digest of the last control.toml."""
+    said before that update, and what a resume there said of the same; seen: the digest of the last control.toml; forgotten: the
+    draws that rollbacks left out, which a NaN that came of a passing fault would not show again."""
 
     resumed: dict[int, dict[str, object]]
     control: dict[int, dict[str, object]]
     seen: str | None
+    forgotten: set[int]
 
 
 def history(run: Path) -> History:
@@ -72,7 +74,8 @@ def history(run: Path) -> History:
         if "resumed" in event:  # a start that went on from a later step is undone
             events = [e for e in events if "control" in e or e["step"] <= event["step"]]
         events.append(event)
-    found = History({}, {}, next((e["control"].get("file") for e in reversed(events) if "control" in e), None))
+    seen = next((e["control"].get("file") for e in reversed(events) if "control" in e), None)
+    found = History({}, {}, seen, {e["draw"] for e in read_events(run, "draw") if e["draw"] >= 0})
     for event in events:
         step, key = event["step"], "control" if "control" in event else "resumed"
         try:

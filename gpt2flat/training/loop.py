@@ -60,10 +60,11 @@ class Controlled:
 
 @dataclass(frozen=True)
 class RolledBack:
-    """Update `step` was not finite: the run is at `to` again and leaves that batch out."""
+    """Update `step` was not finite: the run is at `to` again and leaves that batch, the `draw`th from 0, out."""
 
     step: int
     to: int
+    draw: int
     why: str
 
 
@@ -118,7 +119,7 @@ def train(
             saver.finish()
             yield from saver.events()
             trainer.roll_back(saver.load(), wish.draw)
-            yield RolledBack(step, trainer.step, str(wish))
+            yield RolledBack(step, trainer.step, wish.draw, str(wish))
 
 
 def _due(step: int, every: int, last: bool) -> bool:

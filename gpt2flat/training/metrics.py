@@ -211,7 +211,7 @@ def read_lines(path: Path) -> Iterator[bytes]:
             yield rest
 
 
-KINDS = {"loss": float, "val_loss": float, "control": dict, "resumed": dict}
+KINDS = {"loss": float, "val_loss": float, "control": dict, "resumed": dict, "draw": int}
 
 
 def read_events(run: Path, *keys: str) -> Iterator[dict]:

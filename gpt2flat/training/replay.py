@@ -15,7 +15,7 @@ from . import config
 from .checkpoints import Checkpoint, Checkpoints
 from .metrics import read_events
 from .run import Run
-from .saving import contents, load, state_of
+from .saving import STATE, contents, load, state_of
 from .settings import settle
 from .start import REORDERING, Ready, reopen, settings_at
 from .trainer import RollBack, Update
@@ -79,6 +79,8 @@ class Replay:
             for buffer in buffers:
                 digest.update(buffer)
             found[name] = digest.hexdigest()
+        if REORDERING & self._history.resumed.get(saved.step, {}).keys():
+            del found[STATE]  # saved anew, with other data to come
         return found
 
     def view(self, name: str) -> np.ndarray:

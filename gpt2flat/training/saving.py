@@ -17,15 +17,17 @@ OPTIMIZER, STATE = "optimizer.bin", "state.json"
 
 class Saver:
     """run: locked; s: settings; facts: what a resume compares; clock: seconds; at: the step that the run goes on from;
-    before: called when a save begins, so that the records of the run are not behind it."""
+    before: called when a save begins, so that the records of the run are not behind it; anew: save at once, as other data
+    follows than the checkpoint that is there says."""
 
     def __init__(self, run: Run, model, s, facts: dict, clock: Callable[[], float], at: int | None = None,
-                 before: Callable[[], None] = lambda: None):  # fmt: skip
+                 before: Callable[[], None] = lambda: None, anew: bool = False):  # fmt: skip
         self._model, self._s, self._facts, self._clock, self._before = model, s, facts, clock, before
         self.store = Checkpoints(run.checkpoints, run.id)
         self._writer = Writer(self.store, clock, s.keep, s.keep_major)
         self._losses = {c.step: c.facts.get("val_loss") for c in self.store.listed()}
-        self._at, self._since, self._ended = at if at in self._losses else None, clock(), []
+        self._at, self._since, self._ended = at if at in self._losses and not anew else None, clock(), []
+        self._anew = anew
 
     def due(self, step: int, over: bool, asked: bool) -> bool:
         """Whether to save before update `step`: the run is `over` or saving was `asked` for, or it is time."""
@@ -35,12 +37,13 @@ class Saver:
         by_step = every and step and step % every == 0
         by_clock = minutes and self._clock() - self._since >= 60 * minutes
         first = step == 0 and self._s.on_nonfinite.startswith("rollback")  # somewhere to go back to
-        return bool(over or asked or by_step or by_clock or first)
+        return bool(over or asked or by_step or by_clock or first or self._anew)
 
     def start(self, state: dict, val_loss: float | None) -> None:
         """Begins to save in the background; updates go on once the floats have been read. val_loss: of this very step."""
         step = state["step"]
         self._before()
+        self._anew = False
         self._losses[step] = val_loss
         known = {step: loss for step, loss in self._losses.items() if type(loss) is float}
         self._writer.start(

@@ -176,7 +176,7 @@ def record(event: Event, tokens: int, screen: Screen) -> dict[str, object]:
     if isinstance(event, Controlled):
         return dict(step=event.step, control=event.changes)
     if isinstance(event, RolledBack):
-        return dict(step=event.step, rollback=event.to, why=event.why)
+        return dict(step=event.step, rollback=event.to, draw=event.draw, why=event.why)
     return dict(step=event.step, stopped="finished" if event.finished else "early")
 
 

@@ -189,7 +189,7 @@ SETTINGS = {s.name: s for s in (
     S("resume",            "y", str,   None,       None,
       "go on with a run: DIR, else --out, else the newest one; 1: start if there is none", words="0|1|DIR", pattern="(?s).+", switch="newest", this_start=True),
     S("override",          "",  str,   None,       None,
-      "go on although these changed, separated by commas: data, vocabulary, isa, settings", words="NAMES, separated by commas", pattern=r"[a-z,]+", this_start=True),
+      "go on although these changed, separated by commas: data, vocabulary, isa, settings", words="NAMES, out of data, vocabulary, isa, settings, separated by commas", pattern=r"[a-z,]+", this_start=True),
     S("config",            "",  str,   None,       None,     "settings from a file: NAME = VALUE as in a run's config.toml", this_start=True),
     S("report_to",         "",  str,   None,       None,
       "also write TensorBoard's or wandb's records, separated by commas", words="NAMES, of tensorboard and wandb, separated by commas", pattern=r"(none|tensorboard|wandb)(,(tensorboard|wandb))*"),

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 from ..benchmarks.machine import faster_precision
 from ..data.tokens import TokenLoader, fingerprint
-from ..errors import CheckpointError, UsageError
+from ..errors import CheckpointError, DataError, UsageError
 from ..formats import llmc_state
 from ..kernels import Threads, default_threads
 from ..model import Model, find_shape
@@ -43,7 +43,8 @@ ELSEWHERE = {"out", "threads"}  # what a run is on another machine or in another
 @dataclass
 class Ready:
     """A run that can start. facts: what a later resume compares. resumed: the step it goes on from, None for a fresh run;
-    notes: what to tell about that; changed: settings that differ from the run's, name: (before, now)."""
+    notes: what to tell about that; changed: settings that differ from the run's, name: (before, now); other_data: other batches
+    follow than the checkpoint says."""
 
     s: SimpleNamespace
     run: Run
@@ -57,6 +58,7 @@ class Ready:
     resumed: int | None = None
     notes: list[str] = field(default_factory=list)
     changed: dict[str, tuple] = field(default_factory=dict)
+    other_data: bool = False
 
     @property
     def model(self) -> Model:
@@ -182,6 +184,8 @@ def _resume(run: Run, given: dict[str, object], folders: list[Path], open_kernel
             f"{run.config}: not what the run was made with: {told}: give flags, or --override settings to have it so"
         )
     p = reopen(run, found, s, folders, open_kernels)
+    if found.step > s.steps:
+        raise UsageError(f"{run.path}: {found.step} updates are done, --steps {s.steps} leaves nothing to do")
     p.changed = _changes(made, vars(s))
     p.notes, p.resumed, p.threads = notes + p.notes, found.step, default_threads(given.get("threads"))
     return p
@@ -225,7 +229,12 @@ def reopen(
     if s.precision == "auto":
         s.precision = faster_precision(kernels, default_threads(s.threads).count)
     model = Model(find_shape(found.model)[0], **_options(s, kernels) | options)
-    data = find_data(s, Start(str(s.init), found.model, model.config), folders)
+    try:
+        data = find_data(s, Start(str(s.init), found.model, model.config), folders)
+    except DataError as problem:
+        raise DataError(
+            f"{problem} (paths in {run.config} are as they were typed: start it from the same folder)"
+        ) from None
     batches, validation = _loaders(s, data, model.config.vocab_size)
     check_shards(data.train + data.val, model.config.vocab_size)
     model.plan(s.batch_size, s.seq_len, training=True)
@@ -235,9 +244,11 @@ def reopen(
     trainer = Trainer(model, batches, s)
     trainer.restore(load(model, found), same)
     prompt = prompt_ids(s.sample_prompt, data.tokenizer)
-    return Ready(
-        s, run, trainer, data, validation, prompt, str(found.path), default_threads(s.threads), facts, notes=notes
-    )
+    trainer.forget(config.history(run.path).forgotten)
+    threads = default_threads(s.threads)
+    p = Ready(s, run, trainer, data, validation, prompt, str(found.path), threads, facts, notes=notes)
+    p.other_data = not same
+    return p
 
 
 def _allowed(s) -> set[str]:

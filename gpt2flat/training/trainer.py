@@ -55,7 +55,7 @@ class Trainer:
     def state(self) -> dict:
         """What the floats of the model do not hold, as plain JSON values with every digit."""
         return {
-            "step": self.step, "t": self.model.t, "drawn": self.drawn, "lr": self.lr, "forgotten": sorted(self._forgotten),
+            "step": self.step, "t": self.model.t, "drawn": self.drawn, "lr": self.lr,
             "bad": [self._bad, self._bad_step], "losses": self._losses.values, "norms": self._norms.values, "data": self.batches.state(),
         }  # fmt: skip
 
@@ -63,7 +63,7 @@ class Trainer:
         """Takes over what state() returned. same_data=False: the position in the data means nothing any more, it starts a new
         epoch. Raises CheckpointError for anything else than a state."""
         try:
-            counts = [state["step"], state["t"], state["drawn"], state["bad"][0], *state["forgotten"]]
+            counts = [state["step"], state["t"], state["drawn"], state["bad"][0]]
             if not all(type(count) is int and count >= 0 for count in counts) or type(state["bad"][1]) is not int:
                 raise ValueError("expected counts")
             if state["lr"] is not None and not (type(state["lr"]) is float and 0 <= state["lr"] < 1e6):
@@ -75,14 +75,18 @@ class Trainer:
             raise CheckpointError(f"the state of the run is damaged: {problem}") from None
         self.step, self.drawn, self.lr, self.model.t = state["step"], state["drawn"], state["lr"], state["t"]
         self._losses, self._norms = losses, norms
-        self._forgotten, (self._bad, self._bad_step) = set(state["forgotten"]), state["bad"]
+        self._bad, self._bad_step = state["bad"]
+
+    def forget(self, draws: set[int]) -> None:
+        """Leaves these batches out when their turn comes. They are no part of the state: the records of the run tell of them."""
+        self._forgotten |= draws
 
     def roll_back(self, state: dict, draw: int) -> None:
         """Takes over an earlier state and leaves the batch `draw` out from there on."""
-        forgotten, bad = {*self._forgotten, draw}, (self._bad, self._bad_step)
+        bad = self._bad, self._bad_step
         self.restore(state)
-        self._forgotten |= forgotten
         self._bad, self._bad_step = bad
+        self.forget({draw})
 
     # -- an update -----------------------------------------------------------------------------------------------------
 
@@ -142,13 +146,13 @@ class Trainer:
             model.update(lr=lr, beta1=s.beta1, beta2=s.beta2, eps=s.eps, weight_decay=s.weight_decay, grad_clip=s.grad_clip or None,
                          decay_all=s.decay_all, norm=norm)  # fmt: skip
         if step > self._bad_step:
-            self._bad = 0
+            self._bad, self._bad_step = 0, -1
         return Update(step, loss, lr, norm, z, norm_z, unusual)
 
     def _leave_out(self, batch: Batch, problem: str) -> str:
         """What the policy says about an update that is not finite: returns why it is left out, or raises."""
         policy, patience = policy_of(self.s.on_nonfinite)
-        tired = "" if policy == "stop" else f", the {self._bad + 1}. in a row (--on-nonfinite {self.s.on_nonfinite})"
+        tired = "" if policy == "stop" else f", {self._bad + 1} in a row (--on-nonfinite {self.s.on_nonfinite})"
         if self._bad >= patience:
             raise NonFiniteError(
                 f"update {self.step}: {problem}{self._blame(batch)}{tired}; nothing was updated: try a smaller --lr"

@@ -44,18 +44,16 @@ class Writer:
         files: dict[str, Iterable],
         facts: dict | None = None,
         best: int | None = None,
-        then: Callable[[Path], None] | None = None,
     ) -> None:
         """Begins a save, after the end of one that is under way. files, facts: as for Checkpoints.write; the buffers
-        must not change before before_update() returns. best: a step that is kept; then: called in the thread with the
-        folder once it is durable, before anything is pruned."""
+        must not change before before_update() returns. best: a step that is kept."""
         save = Save(step)
         start = self._clock()
         self._join()
         self._taken.clear()
         save.blocked = self._clock() - start
         # a daemon: who aborts need not wait, as a save may end at any instant
-        thread = threading.Thread(target=self._work, args=(save, files, facts, best, then), daemon=True)
+        thread = threading.Thread(target=self._work, args=(save, files, facts, best), daemon=True)
         try:
             thread.start()
         except RuntimeError as problem:
@@ -64,12 +62,10 @@ class Writer:
         else:
             self._thread, self._now = thread, save
 
-    def _work(self, save: Save, files, facts, best, then) -> None:
+    def _work(self, save: Save, files, facts, best) -> None:
         start = self._clock()
         try:
             save.path = self._checkpoints.write(save.step, files, facts, self._taken.set)
-            if then:
-                then(save.path)
             save.pruned = self._checkpoints.prune(self._keep, self._major, best)
         except BaseException as problem:  # a thread has nobody to raise it to
             save.problem = problem
