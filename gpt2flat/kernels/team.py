@@ -18,7 +18,7 @@ CROWDED = 2  # windows in a row before anything is tried: most of what comes is 
 TRY = 3  # windows: systems favour threads that have slept, so a larger team looks too good at first and a smaller one too bad
 GAIN = 0.97  # a team stays if it takes less than this of the time of the one before
 SHARE = 0.02  # of all time is lost in tries that do not pay
-REST = 1.0  # seconds at least between two tries of a larger team
+REST = 3.0  # seconds at least between two tries of a larger team
 SOON = 4  # windows until the first one, and between two tries of a smaller team
 KINDS = 4096  # times of so many kernels are kept
 WAITS = "/proc/self/task/{}/schedstat"  # nanoseconds that a thread ran, that it was ready and did not run; slices
@@ -70,7 +70,7 @@ class Policy:
         expected = least * self._slow[self._before]
         pays = took < GAIN * expected if least else not (larger and self._crowds)
         self._windows += 1
-        self._lost += took - expected if least else _seconds(laps)
+        self._lost += max(0.0, took - expected) if least else _seconds(laps)
         if pays == larger and self._windows < TRY:
             return False
         way, soon = "larger" if larger else "smaller", SOON * _seconds(laps)
