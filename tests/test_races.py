@@ -48,7 +48,7 @@ def value(arg, op, dims: dict[str, int]) -> str:
 
 
 def program() -> str:
-    """main() that calls every kernel with several shapes, accumulate flags and numbers of threads."""
+    """main() that calls every kernel with several shapes, accumulate flags, numbers of threads and limits below them."""
     calls = []
     for name, kernel in KERNELS.items():
         op = OP_OF[name]
@@ -57,7 +57,8 @@ def program() -> str:
                 dims = dict(sizes) | {"NT": threads}
                 words = [value(arg, op, dims) for arg in kernel.args] + [str(dims[dim]) for dim in kernel.dims]
                 words += [str(i & 1) for _acc in kernel.accs]
-                calls.append(f"    {name}({', '.join(words)});")
+                limit = threads - (i >> 1 & 1)
+                calls.append(f"    limit_team({limit}), {name}({', '.join(words)});")
     return HEAD + "\n".join(calls) + '\n    puts("done");\n    return 0;\n}\n'
 
 
