@@ -266,7 +266,7 @@ INLINE v16 v16_round(v16 a) { EACH16(rintf(a.x[i])); }
 INLINE v16 v16_pow2(v16 n) {
     v16 r;
     for (int i = 0; i < 16; i++) {
-        int32_t e = n.x[i] == n.x[i] ? ((int32_t)n.x[i] + 127) * (1 << 23) : 0;  // a NaN has no integer
+        int32_t e = fabsf(n.x[i]) <= 127.0f ? ((int32_t)n.x[i] + 127) * (1 << 23) : 0;  // no integer of a NaN or a hidden score
         memcpy(&r.x[i], &e, sizeof e);
     }
     return r;
