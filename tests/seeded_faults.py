@@ -80,7 +80,7 @@ C_FAULTS = [
         ("the columns of two jobs overlap", "wide.begin, wide.end, k,", "wide.begin - (i > 0), wide.end, k,"),
         ("a job is handed out twice", "number = parts + next_of(taken), next", "number++, next"),
         ("the next block of B is packed from this one", "const float *b = g->b + j->k * g->brs + n * g->bcs;", "const float *b = g->b + n * g->bcs;"),
-        ("a gradient that is added to goes past the caches", "g->ars == 1 && !g->acc && g->K <= KC", "g->ars == 1 && g->K <= KC"),
+        ("a gradient of lines that are not whole goes past the caches", "g->ldc % 16 == 0 && (uintptr_t)", "(uintptr_t)"),
         ("a residual is added with each block of k", "int unfinished = j->k + j->K == g->K && (", "int unfinished = ("),
         ("the last row has no GELU", "r < rows && !g->bf16", "r < rows - 1 && !g->bf16"),
         ("avx512bf16: a piece of GELU lies in the wrong place", "items(K, 1) + items(k, 1) * MR, piece", "items(K, 1) + k * MR, piece"),
