@@ -59,6 +59,15 @@ def test_same_bits_for_any_number_of_threads(name, native):
             harness.assert_same_bits(f"{case}: 1 and {threads} threads", alone, harness.execute(case, native, threads))
 
 
+@BY_ISA
+def test_same_bits_where_jobs_fill_their_rooms(native):
+    """Each job has room for 6 of the 145 groups of columns: 24 jobs, which 2 and 3 threads could share evenly, are too few."""
+    case = Case("linear_forward", (("N", 3), ("C", 768), ("OC", 145 * 16), ("BF16", 0)))
+    alone, *others = [harness.execute(case, native, threads) for threads in (1, 2, 3)]
+    for threads, other in enumerate(others, 2):
+        harness.assert_same_bits(f"{case}: 1 and {threads} threads", alone, other)
+
+
 @pytest.mark.parametrize("native", harness.natives(), ids=lambda native: native.isa)
 @BY_KERNEL
 def test_same_bits_with_a_smaller_team_than_was_planned_for(name, native):
