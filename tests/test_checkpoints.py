@@ -2,6 +2,7 @@
 
 Kills, power cuts and failing calls: test_faults.py."""
 
+import errno
 import hashlib
 import json
 import os
@@ -18,12 +19,12 @@ import pytest
 
 from gpt2flat.errors import CheckpointError, FormatError, NonFiniteError, RunLockedError
 from gpt2flat.formats import optimizer
-from gpt2flat.formats.files import FileOps
+from gpt2flat.formats.files import BLOCK, FileOps
 from gpt2flat.inspection.files import describe
 from gpt2flat.training import manifest
 from gpt2flat.training.checkpoints import Checkpoints
 from gpt2flat.training.lock import RunLock
-from gpt2flat.training.manifest import CHUNK, Checkpoint
+from gpt2flat.training.manifest import Checkpoint
 from gpt2flat.training.writer import Writer
 
 RNG = np.random.default_rng(0)
@@ -90,9 +91,56 @@ def test_what_is_written_is_found_again(store):
 
 
 def test_files_of_many_chunks_and_of_none(store):
-    big = floats(5 * CHUNK // 8)
+    big = floats(5 * BLOCK // 8)
     store.write(1, {"big": [big, b"", big[:3], np.arange(5)], "empty": []})
     assert content(store.newest()) == {"big": big.tobytes() + big[:3].tobytes() + np.arange(5).tobytes(), "empty": b""}
+
+
+class Disk(FileOps):
+    """past: can files be written past the page cache; takes: blocks that are taken like this before one is refused."""
+
+    def __init__(self, past, takes):
+        self._past, self._left, self._now, self.direct = past, takes, False, 0
+
+    def past_cache(self, fd, wanted):
+        changed, self._now = self._past and wanted != self._now, self._past and wanted
+        return changed
+
+    def write(self, fd, view):
+        if self._now and not self._left:
+            raise OSError(errno.EINVAL, "not aligned")
+        self._left -= self._now
+        self.direct += self._now
+        return super().write(fd, view)
+
+
+@pytest.mark.parametrize("past, takes, direct", [(False, 0, 0), (True, 0, 0), (True, 1, 1), (True, 99, 2)])
+def test_whole_blocks_go_past_the_cache_as_far_as_the_disk_can(tmp_path, past, takes, direct):
+    disk, big = Disk(past, takes), floats(BLOCK // 4 + 100)
+    (tmp_path / "run").mkdir()
+    store = Checkpoints(tmp_path / "run" / "checkpoints", "mine", disk)
+    store.write(1, {"model.bin": [b"head", big, big]})
+    assert content(store.newest()) == {"model.bin": b"head" + 2 * big.tobytes()} and disk.direct == direct
+
+
+def test_a_disk_that_refuses_every_way_is_told(store, monkeypatch):
+    def refuse(fd, view):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(store._ops, "write", refuse)
+    with pytest.raises(CheckpointError, match="cannot be written: invalid argument"):
+        store.write(1, {"model.bin": [floats(BLOCK // 4)]})
+
+
+def test_a_save_without_a_thread_to_hash_in_is_told(store, monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    store.write(1, files())
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(CheckpointError, match="cannot be written: can't start new thread"):
+        store.write(2, files())
+    assert names(store) == ["step_00000001"]
 
 
 def test_the_highest_step_is_the_newest_whatever_the_clock_says(store):

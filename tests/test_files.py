@@ -1,6 +1,7 @@
 """Reading by position and writing all or nothing, with every system call failing in turn."""
 
 import errno
+import fcntl
 import os
 import stat
 import subprocess
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from gpt2flat.errors import CheckpointError, DataError, FormatError
-from gpt2flat.formats.files import RegularFile, write_atomically
+from gpt2flat.formats.files import BLOCK, RegularFile, write_atomically
 
 TINY = Path(__file__).parent / "llmc_tiny"
 
@@ -36,6 +37,24 @@ def test_a_reading_error_names_the_reason(tmp_path, monkeypatch):
     with RegularFile(TINY / "model.bin", DataError, short=FormatError) as file:
         with pytest.raises(FormatError, match="input/output error"):
             file.read(0, 4)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_blocks_are_all_of_a_file(tmp_path, monkeypatch, refused):
+    data = os.urandom(2 * BLOCK + 12345)
+    (tmp_path / "f").write_bytes(data)
+    whole, calls = os.preadv, []
+
+    def read(fd, buffers, at):
+        direct = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT
+        calls.append(bool(direct))
+        if direct and refused:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return whole(fd, buffers, at)
+
+    monkeypatch.setattr(os, "preadv", read)
+    with RegularFile(tmp_path / "f", DataError) as file:
+        assert b"".join(map(bytes, file.blocks())) == data and not calls[-1]
 
 
 # --- writing

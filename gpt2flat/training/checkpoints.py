@@ -11,16 +11,17 @@ import re
 import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import CheckpointError, NonFiniteError, reason
-from ..formats.files import DISK, FileOps, write_all
+from ..formats.files import BLOCK, DISK, FileOps, in_blocks, write_block
 from ..formats.floats import first_nonfinite
 from ..memory.arena import human
 from . import manifest
-from .manifest import CHUNK, Checkpoint, Entry, Manifest
+from .manifest import Checkpoint, Entry, Manifest
 
 DIGITS, RANDOM = r"\d{8,18}", "[0-9a-f]{16}"
 STEP = re.compile(f"step_({DIGITS})", re.ASCII)
@@ -173,22 +174,30 @@ class Checkpoints:
                 self._ops.close(fd)
 
     def _pour(self, fd: int, path: Path, buffers: list) -> Entry:
-        digest, size, floats = hashlib.sha256(), 0, 0
+        digest, size = hashlib.sha256(), 0
+        with ThreadPoolExecutor(1) as beside:  # writing waits for the disk, hashing does not
+            for block in in_blocks(self._pieces(path, buffers)):
+                hashed = beside.submit(digest.update, block)
+                write_block(self._ops, fd, block)
+                hashed.result()
+                size += len(block)
+        return Entry(size, digest.hexdigest())
+
+    def _pieces(self, path: Path, buffers: list) -> Iterator[np.ndarray]:
+        """The bytes of all buffers, at most BLOCK at a time. Raises NonFiniteError for a float that is NaN or inf."""
+        floats = 0
         for buffer in buffers:
             is_float = isinstance(buffer, np.ndarray) and buffer.dtype.kind == "f"
             flat = np.frombuffer(buffer, np.uint8) if memoryview(buffer).nbytes else np.empty(0, np.uint8)
-            for start in range(0, flat.size, CHUNK):
-                chunk = flat[start : start + CHUNK]
+            for start in range(0, flat.size, BLOCK):
+                piece = flat[start : start + BLOCK]
                 if is_float:
-                    part = chunk.view(buffer.dtype)
+                    part = piece.view(buffer.dtype)
                     if (index := first_nonfinite(part)) is not None:
                         number = f"{path.name}: float {floats + index} is {part[index]}"
                         raise NonFiniteError(f"{number}, expected finite numbers; nothing was saved")
                     floats += part.size
-                digest.update(chunk)
-                write_all(self._ops, fd, chunk)
-            size += flat.size
-        return Entry(size, digest.hexdigest())
+                yield piece
 
     def _commit(self, temporary: Path, target: Path) -> None:
         """Gives a whole checkpoint its name. One that has it is set aside, where a reader still finds it."""
@@ -291,6 +300,8 @@ class Checkpoints:
             yield
         except OSError as problem:
             raise CheckpointError(f"{path}: {what}: {reason(problem)}") from None
+        except RuntimeError as problem:  # no thread could be started
+            raise CheckpointError(f"{path}: {what}: {problem}") from None
 
 
 def _is_folder(path: Path) -> bool:

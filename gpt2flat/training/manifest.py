@@ -17,7 +17,6 @@ from ..formats.files import RegularFile
 NAME = "manifest.json"
 FORMAT = 1
 MODEL = "model.bin"
-CHUNK = 4 << 20  # bytes that are hashed while they are warm
 LONGEST = 4 << 20  # bytes that are read
 MOST_FILES = 64
 FILE_NAME, RUN_ID, SHA256 = (re.compile(p) for p in (r"[a-z0-9][a-z0-9_.-]{0,63}", r"[\w.:+-]{1,128}", r"[0-9a-f]{64}"))
@@ -137,14 +136,11 @@ class Checkpoint:
 
     def verify(self) -> None:
         """Reads every file again. Raises CheckpointError unless all sizes and hashes hold."""
-        buffer = memoryview(bytearray(CHUNK))
         for name in self.manifest.files:
             digest = hashlib.sha256()
             with self.open(name) as file:
-                for start in range(0, file.size, CHUNK):
-                    chunk = buffer[: min(CHUNK, file.size - start)]
-                    file.read_into(start, chunk)
-                    digest.update(chunk)
+                for block in file.blocks():
+                    digest.update(block)
             self._check(name, digest.hexdigest())
 
     def _check(self, name: str, sha256: str) -> None:
