@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gpt2flat.training.checkpoints import Checkpoint
 from gpt2flat.train import main
+from gpt2flat.training.trainer import Trainer
 
 STEPS = 40
 TEXT = "".join(
@@ -28,6 +29,14 @@ FEATURES = {
     "recompute, standard attention": "-r 3 --attention standard",
     "dropout, accumulation, recompute": "--dropout 0.1 -d 256 -r 2 --fused 0",
     "other seeds": "--seed 7 --data-seed 9 -k constant",
+    "rolled back": "--on-nonfinite rollback:3 -n 4",
+    "typed on the way": "-sl 3",
+    "control.toml": "--dropout 0.1",
+}
+POISONED = {"rolled back": 17}  # the batch, from 0, whose loss is NaN
+CHANGES = {  # after so many updates the run goes on with these flags, or with this control.toml
+    "typed on the way": (11, ["--lr", "0.003", "--grad-clip", "0.5", "--dropout", "0.1"], ""),
+    "control.toml": (11, [], 'lr = 0.002\nsample_prompt = "9 green"\n'),
 }
 
 
@@ -41,12 +50,35 @@ def train(*argv: str) -> str:
 
 
 def whole(folder: Path, name: str, steps: int = STEPS) -> Path:
-    """An uninterrupted run in folder/whole with a checkpoint after every update."""
+    """An uninterrupted run in folder/whole with a checkpoint after every update; with CHANGES, one that was resumed for them."""
     (folder / "text.txt").write_text(TEXT)
     length = [] if "--epochs" in FEATURES[name] else ["-x", str(steps)]
-    with contextlib.chdir(folder):
+    with contextlib.chdir(folder), _poisoned(POISONED.get(name)):
         train(*BASE, *length, *FEATURES[name].split(), "-o", "whole")
+    if name in CHANGES:
+        step, typed, control = CHANGES[name]
+        cut(folder / "whole", step, folder / "changed").joinpath("control.toml").write_text(control)
+        with contextlib.chdir(folder):
+            train("--resume", "changed", *typed)
+        shutil.rmtree(folder / "whole")
+        (folder / "changed").rename(folder / "whole")
     return folder / "whole"
+
+
+def first_cut(name: str) -> int:
+    """The first step at which such a run can be cut so that a resume without a word ends the same: what was typed is undone
+    by a cut before it."""
+    return CHANGES[name][0] if name in CHANGES and CHANGES[name][1] else 1
+
+
+@contextlib.contextmanager
+def _poisoned(draw: int | None):
+    gradients = Trainer.gradients
+    Trainer.gradients = lambda self, batch: float("nan") if self.drawn - 1 == draw else gradients(self, batch)
+    try:
+        yield
+    finally:
+        Trainer.gradients = gradients
 
 
 def cut(run: Path, step: int, to: Path) -> Path:

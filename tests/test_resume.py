@@ -16,6 +16,7 @@ import resuming
 from gpt2flat.model import Model
 from gpt2flat.replay import main as replay
 from gpt2flat.train import main
+from gpt2flat.training.saving import Saver
 from gpt2flat.training import manifest
 from gpt2flat.training.checkpoints import Checkpoint
 
@@ -210,6 +211,20 @@ def test_stop_saves_and_stops_once(copy):
     assert len(list((copy / "checkpoints").iterdir())) == 6
     resuming.train("--resume", "run")
     assert (copy / "checkpoints/step_00000014").is_dir()
+
+
+def test_the_best_stays_though_it_was_validated_after_it_was_saved(tmp_path, monkeypatch):
+    """As when a signal saves before the validation of that step has ended."""
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text(resuming.TEXT)
+    line = [*resuming.BASE, "-v", "2", "-k", "constant", "--lr", "0.01", "-nk", "2", "-o", "run"]
+    start = Saver.start
+    with monkeypatch.context() as patch:
+        patch.setattr(Saver, "start", lambda self, state, val_loss: start(self, state, None))
+        resuming.train(*line, "-x", "6")
+    resuming.train("--resume", "run", "-x", "12", "--lr", "10")
+    kept = {int(path.name[5:]) for path in Path("run/checkpoints").iterdir()}
+    assert kept == {6, 11, 12}, kept
 
 
 # --- signals ---------------------------------------------------------------------------------------------------------

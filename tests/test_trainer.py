@@ -84,6 +84,9 @@ class FakeSaver:
     def start(self, state, val):
         self.kept = self.kept or state
 
+    def validated(self, step, loss):
+        pass
+
     def before_update(self):
         self.waits += 1
 

@@ -97,6 +97,7 @@ def train(
         if validation and _due(step, s.val_every, last):
             val = validate(model, validation, s.val_batches, stop)
             if val is not None:
+                saver.validated(step, val)
                 yield Validation(step, val)
         if step and _due(step, s.sample_every, last):
             ids = sample(model, control.prompt(step, prompt), s.sample_tokens, s.seed + step, stop)

@@ -9,6 +9,7 @@ from ..formats import optimizer
 from ..model import open_checkpoint
 from .checkpoints import Checkpoint, Checkpoints
 from .loop import Saved
+from .metrics import read_events
 from .run import MODEL, Run
 from .writer import Writer
 
@@ -25,7 +26,9 @@ class Saver:
         self._model, self._s, self._facts, self._clock, self._before = model, s, facts, clock, before
         self.store = Checkpoints(run.checkpoints, run.id)
         self._writer = Writer(self.store, clock, s.keep, s.keep_major)
-        self._losses = {c.step: c.facts.get("val_loss") for c in self.store.listed()}
+        # a signal may save before a validation has ended, which then comes after the resume: its record is newer
+        recorded = {event["step"]: event["val_loss"] for event in read_events(run.path, "val_loss")}
+        self._losses = {c.step: recorded.get(c.step, c.facts.get("val_loss")) for c in self.store.listed()}
         self._at, self._since, self._ended = at if at in self._losses and not anew else None, clock(), []
         self._anew = anew
 
@@ -38,6 +41,11 @@ class Saver:
         by_clock = minutes and self._clock() - self._since >= 60 * minutes
         first = step == 0 and self._s.on_nonfinite.startswith("rollback")  # somewhere to go back to
         return bool(over or asked or by_step or by_clock or first or self._anew)
+
+    def validated(self, step: int, loss: float) -> None:
+        """The validation loss of `step`, of which there may be a checkpoint already."""
+        if step in self._losses:
+            self._losses[step] = loss
 
     def start(self, state: dict, val_loss: float | None) -> None:
         """Begins to save in the background; updates go on once the floats have been read. val_loss: of this very step."""
