@@ -13,11 +13,12 @@ import numpy as np
 from ..errors import CheckpointError, UsageError
 from . import config
 from .checkpoints import Checkpoint, Checkpoints
+from .facts import REORDERING
 from .metrics import read_events
 from .run import Run
 from .saving import STATE, contents, load, state_of
 from .settings import settle
-from .start import REORDERING, Ready, reopen, settings_at
+from .start import Ready, reopen, settings_at
 from .trainer import RollBack, Update
 
 SECTIONS = ("params", "grads", "m", "v", "acts", "dacts")

@@ -1,43 +1,26 @@
 """From settings to a run that is ready: a fresh one, or one that goes on where a checkpoint was taken. All is checked, and
 nothing of a fresh run is written, before its directory is reserved."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 from ..benchmarks.machine import faster_precision
-from ..data.tokens import TokenLoader, fingerprint
+from ..data.tokens import TokenLoader
 from ..errors import CheckpointError, DataError, UsageError
 from ..formats import llmc_state
 from ..kernels import Threads, default_threads
 from ..model import Model, find_shape
 from . import config
 from .checkpoints import Checkpoint, Checkpoints
+from .facts import allowed, changes, compare, facts_of, made_with, own_settings
 from .inputs import Data, Start, check_shards, find_data, find_start, prompt_ids, shape_of
 from .run import Run, find_run, new_run
 from .saving import load
 from .settings import SETTINGS, SHAPE, accumulation, resolve, settle
 from .trackers import wanted
 from .trainer import Trainer
-
-KINDS = {  # what a resume compares: what it is, and how to go on all the same
-    "data": "the tokens to train on or their validation",
-    "vocabulary": "the tokenizer",
-    "isa": "the kernels, whose sums differ in the last bits",
-    "settings": "config.toml",
-}
-
-REORDERING = {
-    "batch_size",
-    "seq_len",
-    "total_batch_size",
-    "data_seed",
-    "overfit",
-}  # settings that change which batches come
-
-ELSEWHERE = {"out", "threads"}  # what a run is on another machine or in another place
 
 
 @dataclass
@@ -120,7 +103,7 @@ def _fresh(given: dict[str, object], folders: list[Path], open_kernels: Callable
     else:
         model = Model.init(model_config, s.seed, **options)
     model.plan(s.batch_size, s.seq_len, training=True)
-    facts = _facts(s, model, data)
+    facts = facts_of(s, model, data)
     if not run:
         target.reserve()
     settled = {name: getattr(model_config, name) for name in SHAPE}
@@ -133,7 +116,7 @@ def _fresh(given: dict[str, object], folders: list[Path], open_kernels: Callable
     threads = default_threads(s.threads)
     s = SimpleNamespace(**(vars(s) | settled))
     title = str(start.path) if start.path else f"{start.name} from scratch, seed {s.seed}"
-    facts["settings"] = _made_with(s)
+    facts["settings"] = made_with(s)
     return Ready(s, target, Trainer(model, batches, s), data, validation, prompt, title, threads, facts)
 
 
@@ -177,8 +160,8 @@ def _resume(run: Run, given: dict[str, object], folders: list[Path], open_kernel
             + ": --resume 1 starts it again, with all its flags" * run.is_bare
         )
     made, expected = settings_at(run, found), settings_at(run, found, later=True)
-    edited = {name: value for name, value in _changes(expected, before).items() if name not in given}
-    if edited and "settings" not in _allowed(s):
+    edited = {name: value for name, value in changes(expected, before).items() if name not in given}
+    if edited and "settings" not in allowed(s):
         told = ", ".join(f"{name} {was} -> {value}" for name, (was, value) in edited.items())
         raise CheckpointError(
             f"{run.config}: not what the run was made with: {told}: give flags, or --override settings to have it so"
@@ -186,31 +169,18 @@ def _resume(run: Run, given: dict[str, object], folders: list[Path], open_kernel
     p = reopen(run, found, s, folders, open_kernels)
     if found.step > s.steps:
         raise UsageError(f"{run.path}: {found.step} updates are done, --steps {s.steps} leaves nothing to do")
-    p.changed = _changes(made, vars(s))
+    p.changed = changes(made, vars(s))
     p.notes, p.resumed, p.threads = notes + p.notes, found.step, default_threads(given.get("threads"))
     return p
-
-
-def _own_settings(found: Checkpoint) -> dict[str, object]:
-    try:
-        return dict.fromkeys(SETTINGS) | config.checked(found.facts.get("settings"), found.path)
-    except (UsageError, TypeError, AttributeError) as problem:
-        raise CheckpointError(f"{found.path}: the settings in its manifest are damaged: {problem}") from None
-
-
-def _changes(before: dict[str, object], now: dict[str, object]) -> dict[str, tuple]:
-    """name: (before, now) of the settings that differ and are part of the run."""
-    kept = (name for name in SETTINGS if name not in ELSEWHERE and not SETTINGS[name].this_start)
-    return {name: (before[name], now[name]) for name in kept if before[name] != now[name]}
 
 
 def settings_at(run: Run, found: Checkpoint, later: bool = False) -> dict[str, object]:
     """All settings that held right after a checkpoint: its own, and what was typed when the run went on from there; later: also
     what was typed at later steps, as config.toml has it."""
-    settings = _own_settings(found)
-    for step, changes in sorted(config.history(run.path).resumed.items()):
+    settings = own_settings(found)
+    for step, typed in sorted(config.history(run.path).resumed.items()):
         if step == found.step or (later and step > found.step):
-            settings |= changes
+            settings |= typed
     return settings
 
 
@@ -238,9 +208,9 @@ def reopen(
     batches, validation = _loaders(s, data, model.config.vocab_size)
     check_shards(data.train + data.val, model.config.vocab_size)
     model.plan(s.batch_size, s.seq_len, training=True)
-    s.steps, s.threads, notes = _steps(s, batches), model.threads, []
-    facts = _facts(s, model, data)
-    same = _compare(found, facts, s, notes)
+    s.steps, s.threads = _steps(s, batches), model.threads
+    facts = facts_of(s, model, data)
+    notes, same = compare(found, facts, s)
     trainer = Trainer(model, batches, s)
     trainer.restore(load(model, found), same)
     prompt = prompt_ids(s.sample_prompt, data.tokenizer)
@@ -249,35 +219,6 @@ def reopen(
     p = Ready(s, run, trainer, data, validation, prompt, str(found.path), threads, facts, notes=notes)
     p.other_data = not same
     return p
-
-
-def _allowed(s) -> set[str]:
-    allowed = set(filter(None, (s.override or "").split(",")))
-    if unknown := allowed - KINDS.keys():
-        raise UsageError(f"--override {','.join(sorted(unknown))}: expected {', '.join(KINDS)}")
-    return allowed
-
-
-def _compare(found: Checkpoint, facts: dict, s, notes: list[str]) -> bool:
-    """Whether the run goes on with the same data in the same batches. Raises CheckpointError for a change that is not allowed."""
-    allowed, changed = _allowed(s), _changes(_own_settings(found), vars(s)).keys()
-    typed = {
-        "data": {"train_data", "val_data", "dataset", "val_fraction", "tokenizer"},
-        "isa": {"backend", "precision"},
-        "vocabulary": {"tokenizer"},
-    }
-    differ = {kind for kind in typed if found.facts.get(kind) != facts[kind]}
-    refused = sorted(kind for kind in differ if kind not in allowed and not typed[kind] & changed)
-    if refused:
-        told = "; ".join(f"{kind} ({KINDS[kind]}) was {found.facts.get(kind)}, is {facts[kind]}" for kind in refused)
-        raise CheckpointError(
-            f"{found.path}: not the same run any more: {told}: --override {','.join(refused)} goes on all the same"
-        )
-    notes += [f"{kind} changed" for kind in sorted(differ)]
-    if REORDERING & changed or "data" in differ:
-        notes.append("other batches than before: the data starts a new epoch")
-        return False
-    return True
 
 
 def _loaders(s, data: Data, vocab_size: int) -> tuple[TokenLoader, TokenLoader | None]:
@@ -296,32 +237,3 @@ def _steps(s, batches: TokenLoader) -> int:
 def _options(s, kernels) -> dict:
     return dict(attention=s.attention, threads=s.threads, kernels=kernels, trace=s.trace, precision=s.precision,
                 recompute=s.recompute, fused=s.fused, dropout=s.dropout)  # fmt: skip
-
-
-def _facts(s, model: Model, data: Data) -> dict:
-    """What must be the same for a resume with the same bits, besides the settings."""
-    tokenizer = data.tokenizer
-    words = (
-        f"{tokenizer.kind} {tokenizer.eot} {tokenizer.tokens!r}" if tokenizer else f"none, V {model.config.vocab_size}"
-    )
-    return {
-        "data": {"train": fingerprint(data.train), "val": fingerprint(data.val)},
-        "vocabulary": hashlib.sha256(words.encode()).hexdigest()[:16],
-        "isa": _order_of_sums(model.kernels, model.precision),
-        "settings": _made_with(s),
-    }
-
-
-def _made_with(s) -> dict[str, object]:
-    return {name: value for name, value in vars(s).items() if value is not None and not SETTINGS[name].this_start}
-
-
-def _order_of_sums(kernels, precision: str) -> str:
-    """What decides the last bits: in fp32 AVX2 and AVX-512 are one."""
-    if kernels.name == "numba" or kernels.isa == "scalar":
-        width = ""
-    elif precision == "bf16" and kernels.multiplies_bf16:
-        width = " in pairs"
-    else:
-        width = " in vectors"
-    return f"{kernels.name}{width} {precision}"
