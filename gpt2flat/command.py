@@ -17,9 +17,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from . import __version__
-from .data.tokenizer import escape_controls
+from .data.tokenizer import Tokenizer, escape_controls
 from .errors import DataError, Gpt2FlatError, UsageError, reason
 from .kernels import backend, cpu_name
+from .model import Model
+from .training.inputs import tokenizer_of
+from .training.run import find_checkpoint
 from .training.settings import READ
 
 INTERRUPTED, BROKEN_PIPE, FILE_TROUBLE = 130, 141, 5
@@ -135,6 +138,20 @@ def open_kernels(name: str | None = None):
     kernels = backend(name)
     kernels.announce = lambda line: print(line, file=sys.stderr, flush=True)
     return kernels
+
+
+MODEL_HELP = "a run directory, a checkpoint directory or a .bin file; default: the newest run under runs/"
+
+
+def open_model(name: str | None = None, **options) -> tuple[Model, Tokenizer | None, Path]:
+    """The model that a command was given (MODEL_HELP; None: that of the newest run), its tokenizer and the path of its weights;
+    the tokenizer is None where nothing tells what the ids mean.
+
+    options: those of Model; kernels by default the ones chosen here. Raises CheckpointError when nothing is there, FormatError,
+    NonFiniteError for what is damaged, CapacityError."""
+    path = find_checkpoint(name)
+    model = Model.load(path, **options | {"kernels": options.get("kernels") or open_kernels()})
+    return model, tokenizer_of(path, model.config.vocab_size), path
 
 
 def environment(model, peak: float) -> dict[str, object]:

@@ -2,19 +2,16 @@
 
 import sys
 
-from .command import Parser, number, open_kernels, run
+from .command import MODEL_HELP, Parser, number, open_model, run
 from .data.tokenizer import Decoder, Tokenizer, escape_controls
 from .generation.sample import stream
 from .kernels import MAX_THREADS
-from .model import Model
-from .training.inputs import prompt_ids, tokenizer_of
-from .training.run import find_checkpoint
+from .training.inputs import prompt_ids
 
 
 def parser() -> Parser:
     p = Parser("gpt2flat generate", description="Writes text with a trained model.")
-    where = "a run directory, a checkpoint directory or a .bin file; default: the newest run under runs/"
-    p.add_argument("run", nargs="?", metavar="RUN", help=where)
+    p.add_argument("run", nargs="?", metavar="RUN", help=MODEL_HELP)
     p.add_argument("-p", "--prompt", metavar="TEXT", help="text to go on from; default: the start of a new text")
     p.add_argument("-n", "--max-tokens", type=number("--max-tokens", int, 1), default=256, help="tokens to write (256)")
     p.add_argument("--temperature", type=number("--temperature", float, 0, 1e6), default=1.0,
@@ -28,12 +25,10 @@ def parser() -> Parser:
 
 def body(argv: list[str]) -> None:
     args = parser().parse(argv)
-    checkpoint = find_checkpoint(args.run)
-    model = Model.load(checkpoint, threads=args.threads, kernels=open_kernels())
-    tokenizer = tokenizer_of(checkpoint, model.config.vocab_size)
+    model, tokenizer, path = open_model(args.run, threads=args.threads)
     ids = prompt_ids(args.prompt, tokenizer)
     if args.run is None:
-        print(f"from {checkpoint}", file=sys.stderr)
+        print(f"from {path}", file=sys.stderr)
     stop = tokenizer.eot if tokenizer else None
     new = stream(model, ids, args.max_tokens, args.temperature, args.top_k, seed=args.seed, stop=stop)
     write(args.prompt or "", (int(step[0]) for step in new), tokenizer)

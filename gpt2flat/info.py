@@ -55,7 +55,7 @@ def parser() -> Parser:
     return p
 
 
-def open_model(name: str, **options) -> Model:
+def empty_model(name: str, **options) -> Model:
     """An empty model of the named shape; only the header of a checkpoint is read."""
     return Model(find_shape(name)[0], **options)
 
@@ -86,7 +86,7 @@ def body(argv: list[str]) -> None:
 def about_model(args) -> None:
     name = args.what or DEFAULT
     options = {option: getattr(args, option) for option in ("attention", "recompute", "fused", "dropout")}
-    model = open_model(name, **options)
+    model = empty_model(name, **options)
     B, T = args.batch_size, args.seq_len or min(64, model.config.block_size)
     program = model.program(B, T)
     layouts = model.layouts(program)
