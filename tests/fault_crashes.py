@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from fault_scenarios import RUN, Oracle, Outcome, find, perform, scratch
+from fault_scenarios import RUN, Oracle, Outcome, find, perform, scratch, small_blocks
 from gpt2flat.formats.files import FileOps, write_atomically
 from gpt2flat.training.checkpoints import Checkpoints
 
@@ -187,7 +187,7 @@ def power_cut(count: int, seed: int) -> Outcome:
     """`count` different states or some more: all moments of HISTORY in turn, those with much that is not synced more
     often."""
     outcome, rng, seen, known = Outcome(), random.Random(seed), set(), {}
-    with scratch() as place:
+    with scratch() as place, small_blocks():
         calls, oracles = record(place)
         weights = [len(pending(calls, moment)) ** 2 for moment in range(len(oracles))]
         while outcome.tried < count:

@@ -24,8 +24,9 @@ from gpt2flat.training.checkpoints import Checkpoints
 from gpt2flat.training.lock import RunLock
 
 KILLED = -signal.SIGKILL
-NOT_OF_THE_SAVE = {"exit_group", "restart_syscall", "read"}  # read: of the pipe
-INJECTED = ("openat", "write", "fsync", "close", "rename", "mkdir", "unlink", "rmdir", "preadv2", "statfs",
+# read: of the pipe; futex: between the threads that write and hash, as many as it takes
+NOT_OF_THE_SAVE = {"exit_group", "restart_syscall", "read", "futex"}
+INJECTED = ("openat", "fcntl", "write", "fsync", "close", "rename", "mkdir", "unlink", "rmdir", "preadv2", "statfs",
             "newfstatat", "getdents64")  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt2flat.errors import CheckpointError
+from gpt2flat.formats import files
 from gpt2flat.formats.files import DISK, FileOps
 from gpt2flat.training.checkpoints import Checkpoints
 
@@ -51,15 +52,15 @@ def perform(store: Checkpoints, action: tuple) -> None:
     kind, *values = action
     if kind == "write":
         step, version = values
-        files = contents(step, version)
+        poured = contents(step, version)
 
         def taken():
-            for buffers in files.values():
+            for buffers in poured.values():
                 for array in buffers:
                     if isinstance(array, np.ndarray):
                         array[:] = 7  # as the next update does
 
-        store.write(step, files, {"version": version}, taken)
+        store.write(step, poured, {"version": version}, taken)
     elif kind == "prune":
         store.prune(*values)
     else:
@@ -160,10 +161,20 @@ def scratch() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def small_blocks() -> Iterator[None]:
+    """Within, files are written in blocks of two sectors, so that these small ones go past the page cache too."""
+    whole, files.BLOCK = files.BLOCK, 1024
+    try:
+        yield
+    finally:
+        files.BLOCK = whole
+
+
+@contextlib.contextmanager
 def scenario(name: str, ops: FileOps = DISK) -> Iterator[tuple[Checkpoints, tuple, Oracle]]:
     """prepare() in a folder of its own; the store that meets the fault is new, as that of a new process, and uses
     `ops`."""
-    with scratch() as place:
+    with scratch() as place, small_blocks():
         store, action, oracle = prepare(place, name)
         yield Checkpoints(store.folder, RUN, ops), action, oracle
 
