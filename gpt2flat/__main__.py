@@ -9,6 +9,7 @@ from .errors import UsageError
 COMMANDS = {
     "train": "train a model, from scratch or from a checkpoint",
     "generate": "write text with a trained model",
+    "evaluate": "measure models on texts: loss, perplexity, bits per byte",
     "check": "compare a model with PyTorch's numbers, or its gradients with numeric ones",
     "bench": "time every kernel against what this machine can do",
     "convert": "write a checkpoint of a run as llm.c's files",

@@ -444,6 +444,15 @@ class Model:
             out[start : start + len(part)] = chunk[: len(part), : self.config.vocab_size]
         return out.reshape(B, T, -1) if at is None else out
 
+    def losses(self, tokens, targets) -> np.ndarray:
+        """The loss in nats of each target that is not -1, in order, (n,) float32: forward returns their mean.
+
+        tokens, targets: (B, T) integers below the vocabulary size. Raises KernelArgError, DataError."""
+        if targets is None:
+            raise KernelArgError("targets: expected integers of shape (B, T), found None")
+        self.forward(tokens, targets)
+        return self.acts["losses"][self.acts["targets"] >= 0]
+
     def flops_per_step(self, B: int, T: int) -> float:
         """Flops of one forward, backward and update, by the op table."""
         update = sum(ax.size(OPS[name].flops, {"P": self._state.floats}) for name in ("grad_norm", "adamw"))

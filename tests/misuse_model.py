@@ -65,8 +65,8 @@ def calls(model: Model) -> Iterator[tuple[str, Callable]]:
         yield f"forward with targets of {what}", lambda: model.forward(ids, GOOD)
         if what != "a row":
             yield f"generate from {what}", lambda: model.generate(ids, 1) if what != "too long" else model.forward(ids)
-        for name in ("forward", "forward_backward"):
-            if ids is not None or name == "forward_backward":
+        for name in ("forward", "forward_backward", "losses"):
+            if ids is not None or name != "forward":
                 yield f"{name} towards {what}", lambda: getattr(model, name)(GOOD, ids)
         yield f"forward_backward of {what}", lambda: model.forward_backward(ids, GOOD)
     yield "targets of another shape", lambda: model.forward_backward(GOOD, GOOD[:, :2])

@@ -39,9 +39,9 @@ class FakeModel:
         self.settings, self.t = settings, self.t + 1
         self.learned.append(self.loss)
 
-    def forward(self, tokens, targets):
+    def losses(self, tokens, targets):
         self.calls.append("val")
-        return float(tokens[0, 0])
+        return tokens[0].astype(np.float32)[:1]
 
     def logits(self, tokens, at):
         return np.zeros((len(tokens), 5), np.float32)

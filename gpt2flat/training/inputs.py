@@ -176,7 +176,7 @@ def _token_files(s, start: Start, pattern: str, val_pattern: str | None) -> Data
     val = find_shards(val_pattern or _validation_beside(pattern)) if s.val_every else []
     wanted = _wanted_vocab(s, start)
     folder = Path(train[0].path).parent
-    tokenizer = _best_tokenizer(folder, wanted)
+    tokenizer = best_tokenizer(folder, wanted)
     if tokenizer is None and start.path:
         tokenizer = tokenizer_of(start.path, wanted)
     elif tokenizer is None and wanted in (None, Tokenizer.gpt2().vocab_size):
@@ -217,7 +217,7 @@ def _validation_beside(pattern: str) -> str:
 # --- tokenizers beside things ----------------------------------------------------------------------------------------
 
 
-def _best_tokenizer(folder: Path, vocab_size: int | None) -> Tokenizer | None:
+def best_tokenizer(folder: Path, vocab_size: int | None) -> Tokenizer | None:
     """The tokenizer file of a folder; of several the one with this vocabulary."""
     found = [Tokenizer.load(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()]
     return next((t for t in found if t.vocab_size == vocab_size), found[0] if found else None)
@@ -229,7 +229,7 @@ def tokenizer_of(checkpoint: Path, vocab_size: int) -> Tokenizer | None:
     Raises FormatError for a broken tokenizer file."""
     folder = checkpoint.absolute().parent
     for place in [folder, *([folder.parent.parent] if folder.parent.name == "checkpoints" else [])]:
-        tokenizer = _best_tokenizer(place, vocab_size)
+        tokenizer = best_tokenizer(place, vocab_size)
         if tokenizer and tokenizer.vocab_size == vocab_size:
             return tokenizer
     gpt2 = Tokenizer.gpt2()

@@ -130,12 +130,13 @@ def _due(step: int, every: int, last: bool) -> bool:
 def validate(model, loader, batches: int, stop: Callable[[], bool] = lambda: False) -> float | None:
     """The mean of the losses of the first `batches` batches (-1: all of an epoch); None when stopped on the way."""
     loader.reset()
-    losses = []
+    means = []
     for _ in range(loader.batches if batches < 0 else batches):
         if stop():
             return None
-        losses.append(model.forward(*loader.next_batch()))
-    loss = math.fsum(losses) / len(losses)
+        losses = model.losses(*loader.next_batch())
+        means.append(math.fsum(losses.tolist()) / len(losses))
+    loss = math.fsum(means) / len(means)
     if not math.isfinite(loss):
         raise NonFiniteError(f"the validation loss is {loss}: the weights have gone astray, try a smaller --lr")
     return loss

@@ -1,0 +1,199 @@
+"""What a model is evaluated on: token files, texts, multiple-choice questions, the validation data of its run.
+
+Each set is opened once and measured with every model; whether the model can read it is checked here."""
+
+import glob
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple, Protocol
+
+from ..data import corpus
+from ..data.tokenizer import Tokenizer
+from ..data.tokens import ArrayShard, Shard, find_shards
+from ..errors import DataError, UsageError
+from ..formats import llmc
+from ..model import Model
+from ..training import config
+from ..training.inputs import Start, best_tokenizer, find_data
+from ..training.manifest import MODEL
+from . import text
+from .text import Windows
+
+TOKEN_KINDS = (llmc.KINDS[llmc.TOKENS], llmc.OLD_TOKENS)
+MODEL_FILES = (".safetensors", ".pt", ".gguf")
+MODEL_FOLDERS = ("config.toml", "checkpoints", MODEL, "config.json")  # any of these makes a folder a model's
+BATCH_TOKENS = 1024  # of a batch, by default
+
+
+class Opened(NamedTuple):
+    """A model as it was named, its tokenizer (None: nothing tells what its ids mean) and the path of its weights."""
+
+    name: str
+    model: Model
+    tokenizer: Tokenizer | None
+    path: Path
+
+
+class How(NamedTuple):
+    """Settings of an evaluation; None: T the model's block size, the stride T, batches of about BATCH_TOKENS tokens, no limit."""
+
+    seq_len: int | None = None
+    stride: int | None = None
+    batch_size: int | None = None
+    max_tokens: int | None = None
+
+    def windows(self, model: Model) -> Windows:
+        """Raises UsageError for windows that the model cannot take."""
+        longest = model.config.block_size
+        T = self.seq_len or longest
+        if T > longest:
+            raise UsageError(f"--seq-len {T}: the model takes {longest} tokens at most")
+        stride = self.stride or T
+        if stride > T:
+            raise UsageError(
+                f"--stride {stride}: expected at most the window of {T} tokens, or tokens would be left out"
+            )
+        return Windows(T, stride, self.max_tokens)
+
+    def batch(self, T: int) -> int:
+        return self.batch_size or max(1, BATCH_TOKENS // T)
+
+
+class Set(Protocol):
+    """`title` heads its columns; `metrics` are their names; measure() returns them, and facts beside them."""
+
+    title: str
+    metrics: tuple[str, ...]
+
+    def measure(self, opened: Opened, how: How, told: Callable[[int, int], None]) -> dict[str, object]: ...
+
+
+class TextSet:
+    """Texts whose ids depend on the model's tokenizer, or token files, whose ids do not."""
+
+    metrics = ("loss", "perplexity", "bits_per_byte")
+
+    def __init__(self, title: str):
+        self.title = title
+
+    def shards(self, opened: Opened) -> tuple[list[Shard], Tokenizer | None]:
+        """The ids that the model is to read, and what they mean. Raises UsageError, DataError when it cannot."""
+        raise NotImplementedError
+
+    def measure(self, opened: Opened, how: How, told: Callable[[int, int], None]) -> dict[str, object]:
+        windows = how.windows(opened.model)
+        shards, tokenizer = self.shards(opened)
+        total = windows.predictions(shards)
+        if not total:
+            raise DataError(f"{self.title}: holds fewer than two tokens, so there is nothing to predict")
+        lengths = text.bytes_of_tokens(tokenizer) if tokenizer else None
+        found = text.measure(
+            opened.model, shards, windows, how.batch(windows.T), lengths, lambda done: told(done, total)
+        )
+        return found | {"window": windows.T, "stride": windows.stride}
+
+
+class TextFile(TextSet):
+    """A UTF-8 text, one document: end-of-text stands before it, so that its first token is predicted too."""
+
+    def __init__(self, path: str):
+        super().__init__(path)
+        self._text = corpus.read_text(path)
+
+    def shards(self, opened: Opened) -> tuple[list[Shard], Tokenizer]:
+        if opened.tokenizer is None:
+            raise UsageError(
+                f"{self.title} is text, and no tokenizer is beside {opened.path}: give token files instead"
+            )
+        ids = corpus.documents_to_ids(self._text.documents, opened.tokenizer)
+        return [ArrayShard(ids, self.title)], opened.tokenizer
+
+
+class TokenFiles(TextSet):
+    """Token files by name or pattern; each is a text of its own, and its first token is predicted by nothing."""
+
+    def __init__(self, pattern: str):
+        super().__init__(pattern)
+        self._shards = find_shards(pattern)
+
+    def shards(self, opened: Opened) -> tuple[list[Shard], Tokenizer | None]:
+        V = opened.model.config.vocab_size
+        folder = Path(self._shards[0].path).parent
+        own = best_tokenizer(folder, V)
+        if own and (clash := _differ(own, opened.tokenizer, V)):
+            raise UsageError(
+                f"the vocabularies clash: {self.title} was made with the tokenizer in {folder}/ ({own.vocab_size} tokens), "
+                f"{opened.name} {clash}: prepare the text with the model's tokenizer, or name the text itself"
+            )
+        return self._shards, own or opened.tokenizer
+
+
+class Validation(TextSet):
+    """The validation data of a run, all of it."""
+
+    def __init__(self, title: str, shards: list[Shard], tokenizer: Tokenizer | None):
+        super().__init__(title)
+        self._found = shards, tokenizer
+
+    def shards(self, opened: Opened) -> tuple[list[Shard], Tokenizer | None]:
+        return self._found
+
+
+def _differ(data: Tokenizer, of_model: Tokenizer | None, V: int) -> str:
+    """What a model of V tokens has instead of the tokenizer of the data; "" when it is the same."""
+    if data.vocab_size != V:
+        return f"has a vocabulary of {V}"
+    if of_model and (of_model.tokens, of_model.eot) != (data.tokens, data.eot):
+        return f"was trained with another of {V} tokens"
+    return ""
+
+
+def validation_of(opened: Opened, folders: list[Path]) -> Set:
+    """The validation data of the run that a model belongs to. folders: where token files are looked for.
+
+    Raises UsageError for a model of no run, or of one without validation data; DataError when its data is gone."""
+    run = opened.path.absolute().parents[2] if opened.path.absolute().parent.parent.name == "checkpoints" else None
+    if run is None or not (run / "config.toml").is_file():
+        raise UsageError(f"{opened.name} is not the model of a run: name what to evaluate it on, a text or token files")
+    s = SimpleNamespace(**config.stored(run / "config.toml"))
+    try:
+        data = find_data(s, Start(str(s.init), opened.path, opened.model.config), folders)
+    except DataError as problem:
+        raise DataError(
+            f"{problem} (paths in {run / 'config.toml'} are as they were typed: start from the same folder)"
+        ) from None
+    if not data.val:
+        raise UsageError(
+            f"{run} was trained without validation data: name what to evaluate it on, a text or token files"
+        )
+    return Validation(f"{data.name} (validation)", data.val, data.tokenizer)
+
+
+# --- words of a command line -----------------------------------------------------------------------------------------
+
+
+def open_set(word: str) -> Set | None:
+    """The set that a word names, None when it names a model, or nothing that is there. Raises DataError, FormatError."""
+    path = Path(word)
+    if path.is_dir():
+        return None if any((path / name).exists() for name in MODEL_FOLDERS) else _folder(path)
+    if not path.exists():
+        return TokenFiles(word) if glob.has_magic(word) else None
+    kind = llmc.kind_of(word)
+    if kind == llmc.KINDS[llmc.CHECKPOINT] or path.suffix in MODEL_FILES:
+        return None
+    if kind in TOKEN_KINDS:
+        return TokenFiles(word)
+    if kind is not None:
+        raise UsageError(f"{word}: is {kind}, expected a model, token files or a text")
+    return TextFile(word)
+
+
+def _folder(path: Path) -> Set:
+    """Prepared data: its validation files."""
+    found = sorted(glob.glob(os.path.join(glob.escape(str(path)), "*_val*.bin")))
+    if not found:
+        raise DataError(f"{path}: is neither a model's folder nor one of prepared data, which would hold a *_val.bin")
+    return TokenFiles(os.path.join(glob.escape(str(path)), "*_val*.bin"))
