@@ -3,6 +3,7 @@
 python tests/reference.py train CHECKPOINT BATCH.npz OUT.npz [--runs plain:float32 ...] [--updates 10] [--lr ...]
 python tests/reference.py init OUT.npz --shape V maxT L NH C
 python tests/reference.py bf16 BITS.npy OUT.npy     float32 bits to bfloat16 bits
+python tests/reference.py slide CHECKPOINT IDS.npy OUT.npy --stride S [S ...]     perplexity by transformers' own recipe
 python tests/reference.py lines FILE    runs such commands, one per line, in one process
 python tests/reference.py store     rewrites tests/parity_numbers/*.npz, which need no torch to be checked"""
 
@@ -229,6 +230,25 @@ def write_checkpoint(path, shape, std):
     path.write_bytes(header.tobytes() + b"".join(p.tobytes() for p in params.values()))
 
 
+def slide(path, ids, stride):
+    """The recipe of transformers' page on the perplexity of fixed-length models: windows of n_positions ids, `stride` apart; labels
+    that an earlier window had are -100, which the model's own loss leaves out, and its shift leaves out the first of a window."""
+    model, shape, _Vp = build("huggingface", path, torch.float64)
+    sequence, nll_sum, count, prev_end = torch.from_numpy(ids).long()[None], 0.0, 0, 0
+    for begin in range(0, len(ids), stride):
+        end = min(begin + shape["maxT"], len(ids))
+        input_ids = sequence[:, begin:end]
+        labels = input_ids.clone()
+        labels[:, : -(end - prev_end)] = -100
+        with torch.no_grad():
+            loss = model.model(input_ids, labels=labels).loss
+        valid = int((labels[:, 1:] != -100).sum())
+        nll_sum, count, prev_end = nll_sum + loss.item() * valid, count + valid, end
+        if end == len(ids):
+            break
+    return np.exp(nll_sum / count), count
+
+
 def store():
     """The small model's numbers in float64, rounded to float32, beside PyTorch's own float32 distance from them."""
     s = SMALL_SETTINGS
@@ -265,6 +285,10 @@ def parser():
     rounding = commands.add_parser("bf16")
     rounding.add_argument("bits")
     rounding.add_argument("out")
+    sliding = commands.add_parser("slide")
+    for name in ("checkpoint", "ids", "out"):
+        sliding.add_argument(name)
+    sliding.add_argument("--stride", type=int, nargs="+", required=True)
     commands.add_parser("lines").add_argument("file")
     commands.add_parser("store")
     return top
@@ -281,6 +305,8 @@ def run(args):
     elif args.command == "bf16":
         floats = torch.from_numpy(np.load(args.bits).view(np.float32))
         np.save(args.out, floats.bfloat16().view(torch.int16).numpy().view(np.uint16))
+    elif args.command == "slide":
+        np.save(args.out, [slide(args.checkpoint, np.load(args.ids), stride) for stride in args.stride])
     else:
         with np.load(args.batch, allow_pickle=False) as batch:
             tokens, targets = batch["tokens"], batch["targets"]

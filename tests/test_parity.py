@@ -13,6 +13,8 @@ import pytest
 import test_openmp
 
 from gpt2flat import GPT2Config, Model
+from gpt2flat.data.tokens import ArrayShard
+from gpt2flat.evaluation import text
 from gpt2flat.formats import bf16
 from gpt2flat.kernels import available_isas, backend
 
@@ -101,6 +103,20 @@ def test_small_models_agree(numbers, name, isa, attention):
     if name != HARD:
         assert not parity.beyond_bounds(found, single), "further from PyTorch than the bounds"
         assert not parity.beyond_bounds(found, huggingface), "further from Hugging Face than the bounds"
+
+
+def test_perplexity_is_transformers(tmp_path):
+    """Its windows have n_positions ids, so one input less than the model could take."""
+    model = Model.init(config(97, 23, 2, 5, 60), threads=1)
+    parity.fill(model.params, 97, 0.2)
+    model.save(tmp_path / "model.bin")
+    ids = np.random.default_rng(4).integers(0, 97, 130)
+    np.save(tmp_path / "ids.npy", ids)
+    strides = (22, 9, 1)
+    torch_process("slide", *(tmp_path / name for name in ("model.bin", "ids.npy", "out.npy")), "--stride", *strides)
+    for stride, (perplexity, count) in zip(strides, np.load(tmp_path / "out.npy"), strict=True):
+        found = text.measure(model, [ArrayShard(ids)], text.Windows(22, stride), 4, None)
+        assert (found["tokens"], found["perplexity"]) == (count, pytest.approx(perplexity, rel=1e-5))
 
 
 @pytest.fixture
