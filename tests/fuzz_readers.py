@@ -148,6 +148,8 @@ def tokenizer_seeds() -> Iterator[bytes]:
         ([c.encode() for c in "\n 0aé€\U0001f600"] + [EOT], {4: 1}),
         ([*oracles.BYTES, EOT], {4: 2}),
         ([*oracles.BYTES, EOT], {}),
+        ([*oracles.BYTES, b"in", b" t", EOT], {4: 3}),
+        ([EOT, *oracles.BYTES[::-1], b"\xc3\xa9", b"a0"], {4: 3}),
     ):
         yield samples.tokenizer_bytes(pieces, words)
 
@@ -251,7 +253,7 @@ READERS = {
         share=16, fields=(1, 2, 3, 4), spots=tuple(range(1024, 1040)),
         units=((1, (0, 1, 2, 3, 32, 48, 97, 128, 195, 255)),),
         large=(GPT2, older(GPT2), repeated(GPT2)),
-        details=(("llmc._parse_tokens", "problem", 2), ("tokenizer.Tokenizer.load", "problem", 4)),
+        details=(("llmc._parse_tokens", "problem", 2), ("tokenizer.Tokenizer.load", "problem", 3)),
     ),
     "debug state": Reader(
         debug_state, oracles.is_debug_state,

@@ -119,15 +119,16 @@ def is_tokenizer(data: bytes) -> bool:
         return False
     _, version, count, eot, kind = words[:5]
     eot = GPT2_EOT if version == 1 else eot
-    if not (1 <= count <= 1 << 20 and 0 <= eot < count and 0 <= kind <= 2) or count > len(data):
+    if not (1 <= count <= 1 << 20 and 0 <= eot < count and 0 <= kind <= 3) or count > len(data):
         return False
     pieces = split_tokens(data, count)
     if pieces is None:
         return False
     others = pieces[:eot] + pieces[eot + 1 :]
     once = len(set(others)) == len(others)
-    gpt2 = count != GPT2_VOCAB or (once and set(BYTES) <= set(others))
-    return (gpt2, once and all(map(is_character, others)), pieces[:256] == BYTES and count == 257 and eot == 256)[kind]
+    merges = once and set(BYTES) <= set(others)
+    byte = pieces[:256] == BYTES and count == 257 and eot == 256
+    return (count != GPT2_VOCAB or merges, once and all(map(is_character, others)), byte, merges)[kind]
 
 
 def debug_state_size(data: bytes) -> int | None:

@@ -233,7 +233,8 @@ HOSTILE = {
     "byte with bytes in another order": (BYTE[1::-1] + BYTE[2:], 256, 2),
     "byte with another end-of-text": (BYTE, 0, 2),
     "byte that is short": (BYTE[1:], 255, 2),
-    "bpe": (LETTERS, 2, 3),
+    "bpe without the bytes": (LETTERS, 2, 3),
+    "bpe with a token twice": ([*BYTE, b"aa", b"aa"], 256, 3),
     "gpt2 without the bytes": (GPT2_SIZE, 50256, 0),
     "gpt2 with a token twice": ([*BYTE[:256], *GPT2_SIZE[:50000], b"x"], 50256, 0),
 }

@@ -12,11 +12,10 @@ import numpy as np
 
 from ..errors import DataError, FormatError
 from ..formats import llmc
+from . import bpe
+from .bpe import END_OF_TEXT
 
-END_OF_TEXT = "<|endoftext|>"
 GPT2_FILE = Path(__file__).with_name("gpt2_tokenizer.bin")
-# GPT-2's way of cutting text into words (tiktoken's r50k_base): contractions, letters, digits, signs, white space
-GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 BYTES = [bytes((b,)) for b in range(256)]
 # control characters but newline and tab: C0, DEL and C1
@@ -27,8 +26,9 @@ ESCAPES = {c: f"\\x{c:02x}" for c in [*range(32), *range(127, 160)] if chr(c) no
 class Tokenizer:
     """A vocabulary: `tokens` are the bytes by id, `eot` is the end-of-text id.
 
-    kind: "gpt2" (byte-pair encoding by lowest id over 50257 tokens), "char" (one token per character), "byte" (one per
-    byte) or "table" (another vocabulary of llm.c's: it only decodes, unless every token is a single byte)."""
+    kind: "gpt2" (byte-pair encoding by lowest id over 50257 tokens), "bpe" (the same over another vocabulary, with GPT-2's
+    words; ids in the order of merges), "char" (one token per character), "byte" (one per byte) or "table" (another
+    vocabulary of llm.c's: it only decodes, unless every token is a single byte)."""
 
     kind: str
     tokens: tuple[bytes, ...]
@@ -47,7 +47,7 @@ class Tokenizer:
     @classmethod
     def char(cls, text: str) -> "Tokenizer":
         """One token for each character of `text`, sorted, and end-of-text last."""
-        characters = sorted(set(_valid(text)))
+        characters = sorted(set(valid(text)))
         return cls("char", (*(c.encode() for c in characters), END_OF_TEXT.encode()), len(characters))
 
     @classmethod
@@ -57,10 +57,7 @@ class Tokenizer:
         kind = stored
         if stored == llmc.TOKENIZER_KINDS[0]:
             kind = "gpt2" if len(tokens) == llmc.GPT2_VOCAB else "table"
-        problem = (
-            _CHECKS[kind](tokens, eot) if kind in _CHECKS else f"tokenizers of kind {kind} come with a later version"
-        )
-        if problem:
+        if problem := _CHECKS[kind](tokens, eot):
             raise FormatError(f"{path}: {problem}")
         return cls(kind, tuple(tokens), eot)
 
@@ -83,7 +80,15 @@ class Tokenizer:
         """The ids of `text`, (n,) int32; lone surrogates become U+FFFD.
 
         Raises DataError for what the vocabulary cannot say."""
-        return self._encoder(_valid(text))
+        return self._encoder(valid(text))
+
+    def encode_documents(self, texts: list[str]) -> np.ndarray:
+        """The ids of all texts, end-of-text before each, (n,) int32. Raises DataError as encode does."""
+        texts = [valid(text) for text in texts]
+        if self.kind in ("gpt2", "bpe"):
+            return self._merges.encode_documents(texts)
+        eot = np.array([self.eot], np.int32)
+        return np.concatenate([eot[:0], *(ids for text in texts for ids in (eot, self._encoder(text)))])
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one id. Raises DataError for an id outside the vocabulary."""
@@ -94,6 +99,10 @@ class Tokenizer:
     def decode(self, ids) -> str:
         """The text of ids; bytes that are not UTF-8 become U+FFFD. Raises DataError for ids outside the vocabulary."""
         return b"".join(self.token_bytes(int(token)) for token in ids).decode("utf-8", "replace")
+
+    @cached_property
+    def _merges(self) -> bpe.Encoder:
+        return bpe.Encoder(self.tokens, self.eot)
 
     @cached_property
     def _encoder(self) -> Callable[[str], np.ndarray]:
@@ -125,7 +134,7 @@ def _packaged_gpt2() -> Tokenizer:
     return Tokenizer.load(GPT2_FILE)
 
 
-def _valid(text: str) -> str:
+def valid(text: str) -> str:
     """`text` with surrogate pairs joined and lone surrogates replaced, as tiktoken does; anything else unchanged."""
     try:
         text.encode()
@@ -135,15 +144,6 @@ def _valid(text: str) -> str:
 
 
 # --- encoders, one per kind: tokenizer -> (text -> ids) ---------------------------------------------------------------
-
-
-def _gpt2_encoder(tokenizer: Tokenizer) -> Callable[[str], np.ndarray]:
-    import tiktoken  # here, because only encoding needs it
-
-    ranks = {token: rank for rank, token in enumerate(tokenizer.tokens) if rank != tokenizer.eot}
-    special = {END_OF_TEXT: tokenizer.eot}
-    encoding = tiktoken.Encoding("gpt2", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens=special)
-    return lambda text: encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int32)
 
 
 def _byte_encoder(tokenizer: Tokenizer) -> Callable[[str], np.ndarray]:
@@ -195,16 +195,22 @@ def _table_encoder(tokenizer: Tokenizer) -> Callable[[str], np.ndarray]:
     )
 
 
-_ENCODERS = {"gpt2": _gpt2_encoder, "char": _char_encoder, "byte": _byte_encoder, "table": _table_encoder}
+def _bpe_encoder(tokenizer: Tokenizer) -> Callable[[str], np.ndarray]:
+    return tokenizer._merges.encode
+
+
+_ENCODERS = {
+    "gpt2": _bpe_encoder, "bpe": _bpe_encoder, "char": _char_encoder, "byte": _byte_encoder, "table": _table_encoder,
+}  # fmt: skip
 
 
 # --- what a file of each kind must hold: tokens, eot -> problem or "" -------------------------------------------------
 
 
-def _check_gpt2(tokens: list[bytes], eot: int) -> str:
+def _check_bpe(tokens: list[bytes], eot: int) -> str:
     ordinary = set(tokens[:eot] + tokens[eot + 1 :])
     if len(ordinary) != len(tokens) - 1 or not ordinary.issuperset(BYTES):
-        return "found repeated or missing tokens, expected GPT-2's vocabulary: every byte and 50000 merges, each once"
+        return "found repeated or missing tokens, expected those of byte-pair encoding: every byte and its merges, each once"
     return ""
 
 
@@ -225,4 +231,6 @@ def _check_char(tokens: list[bytes], eot: int) -> str:
     return ""
 
 
-_CHECKS = {"gpt2": _check_gpt2, "char": _check_char, "byte": _check_byte, "table": lambda tokens, eot: ""}
+_CHECKS = {
+    "gpt2": _check_bpe, "bpe": _check_bpe, "char": _check_char, "byte": _check_byte, "table": lambda tokens, eot: "",
+}  # fmt: skip
