@@ -21,7 +21,7 @@ from .data.tokenizer import Tokenizer, escape_controls
 from .errors import DataError, Gpt2FlatError, UsageError, reason
 from .kernels import backend, cpu_name
 from .model import Model
-from .training.inputs import tokenizer_of
+from .training.inputs import tokenizer_beside
 from .training.run import find_checkpoint
 from .training.settings import READ
 
@@ -140,18 +140,21 @@ def open_kernels(name: str | None = None):
     return kernels
 
 
-MODEL_HELP = "a run directory, a checkpoint directory or a .bin file; default: the newest run under runs/"
+MODEL_HELP = "a run or checkpoint directory, a .bin file or a Hugging Face folder; default: the newest run under runs/"
 
 
 def open_model(name: str | None = None, **options) -> tuple[Model, Tokenizer | None, Path]:
     """The model that a command was given (MODEL_HELP; None: that of the newest run), its tokenizer and the path of its weights;
-    the tokenizer is None where nothing tells what the ids mean.
+    the tokenizer is None where nothing tells what the ids mean; one that is there and does not serve is told on stderr.
 
     options: those of Model; kernels by default the ones chosen here. Raises CheckpointError when nothing is there, FormatError,
     NonFiniteError for what is damaged, CapacityError."""
     path = find_checkpoint(name)
     model = Model.load(path, **options | {"kernels": options.get("kernels") or open_kernels()})
-    return model, tokenizer_of(path, model.config.vocab_size), path
+    tokenizer, why = tokenizer_beside(path, model.config.vocab_size)
+    if why:
+        print(f"note: {escape_controls(why)}", file=sys.stderr)
+    return model, tokenizer, path
 
 
 def environment(model, peak: float) -> dict[str, object]:

@@ -23,8 +23,8 @@ def parser() -> Parser:
         "what",
         nargs="?",
         metavar="WHAT",
-        help="a checkpoint, descriptor (d12, the default) or preset (tiny); or a token file, tokenizer, debug state, "
-        "multiple-choice file or run directory",
+        help="a checkpoint, Hugging Face folder, descriptor (d12, the default) or preset (tiny); or a token file, tokenizer, "
+        "debug state, multiple-choice file or run directory",
     )
     p.add_argument("-b", "--batch-size", type=number("--batch-size", int, 1, 1 << 20), default=4, metavar="B")
     p.add_argument(
@@ -48,16 +48,11 @@ def parser() -> Parser:
         "--as-code", action="store_true", help="print the program as straight-line Python, one kernel call a line"
     )
     p.add_argument(
-        "--tensors", action="store_true", help="print mean, deviation and range of every tensor of a checkpoint"
+        "--tensors", action="store_true", help="print mean, deviation and range of every tensor of a model"
     )
     p.add_argument("--machine", action="store_true", help="print CPU, threads, memory, kernels, their build, OpenMP")
     p.add_argument("--map", metavar="FILE.svg", help="draw the memory map")
     return p
-
-
-def empty_model(name: str, **options) -> Model:
-    """An empty model of the named shape; only the header of a checkpoint is read."""
-    return Model(find_shape(name)[0], **options)
 
 
 def show(lines: files.Lines) -> None:
@@ -72,13 +67,13 @@ def body(argv: list[str]) -> None:
     if args.machine:
         return show(machine.lines())
     path = Path(args.what or "")
-    if args.what and path.exists() and not files.is_checkpoint(path):
+    if args.what and path.exists() and not files.is_model(path):
         if args.tensors or args.program or args.as_code or args.map:
             raise UsageError(f"{path}: is no model; --tensors, --program, --as-code and --map are for one")
         return show(describe_run(path) if path.is_dir() else files.describe(path))
     if args.tensors:
-        if not path.is_file():
-            raise UsageError("--tensors is for a checkpoint: name a .bin file")
+        if not (args.what and path.exists()):
+            raise UsageError("--tensors is for weights: name a .bin file or a Hugging Face folder")
         return show(files.tensors(path))
     about_model(args)
 
@@ -86,7 +81,8 @@ def body(argv: list[str]) -> None:
 def about_model(args) -> None:
     name = args.what or DEFAULT
     options = {option: getattr(args, option) for option in ("attention", "recompute", "fused", "dropout")}
-    model = empty_model(name, **options)
+    config, path = find_shape(name)
+    model = Model(config, **options)  # empty: of weights only what they are made of is read
     B, T = args.batch_size, args.seq_len or min(64, model.config.block_size)
     program = model.program(B, T)
     layouts = model.layouts(program)
@@ -96,7 +92,7 @@ def about_model(args) -> None:
     elif args.program:
         print(listing(program))
     else:
-        show(files.checkpoint(Path(name)) if Path(name).is_file() else [])
+        show(files.weights(path) if path else [])
         print(f"{title}\n{as_text(layouts)}")
     if args.map:
         try:

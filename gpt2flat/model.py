@@ -15,8 +15,9 @@ from .data import splitmix
 from .data.mt19937 import Stream, normal_
 from .data.tokens import as_ids
 from .errors import FLOAT32_END, DataError, KernelArgError, NonFiniteError, UsageError, require_number
-from .formats import checkpoint
+from .formats import checkpoint, huggingface
 from .formats.floats import first_nonfinite
+from .formats.tensors import Weights
 from .kernels import Team, backend, default_threads
 from .kernels.ops import OPS, Op
 from .memory import axes as ax
@@ -31,17 +32,19 @@ MOST_DROPOUT = float(np.nextafter(np.float32(1), np.float32(0)))  # what it keep
 
 
 def find_shape(name) -> tuple[gpt2.GPT2Config, Path | None]:
-    """The shape that a preset, a descriptor or a checkpoint names, and the path of the checkpoint (None for the others).
+    """The shape that a preset, a descriptor or weights name, and the path of the weights (None for the others).
 
-    Raises FormatError, CheckpointError for a file that is not a checkpoint, UsageError for a name that is no shape."""
+    Raises FormatError, CheckpointError for what holds no weights, UsageError for a name that is no shape."""
     if str(name) in gpt2.PRESETS or not (str(name).endswith(".bin") or Path(name).exists()):
         return gpt2.config_of(str(name)), None
-    return _read_config(name), Path(name)
+    with open_weights(name) as file:
+        return gpt2.GPT2Config.of_dims(file.dims), Path(name)
 
 
-def _read_config(path) -> gpt2.GPT2Config:
-    with open_checkpoint(path) as file:
-        return gpt2.GPT2Config.of_dims(file.dims)
+def open_weights(path) -> checkpoint.Checkpoint | Weights:
+    """Open weights, for a `with`: a checkpoint, or a folder of Hugging Face's. What it is made of is checked.
+    Raises FormatError, CheckpointError."""
+    return huggingface.open_folder(path, stored_layout) if huggingface.is_folder(path) else open_checkpoint(path)
 
 
 def open_checkpoint(path) -> checkpoint.Checkpoint:
@@ -114,26 +117,30 @@ class Model:
 
     @classmethod
     def load(cls, path, block_size: int | None = None, **options) -> "Model":
-        """A model from an llm.c checkpoint, version 3, 1 (wte without padding) or 5 (bf16, which float32 holds exactly); a smaller
-        `block_size` keeps that many rows of wpe.
+        """A model from an llm.c checkpoint, version 3, 1 (wte without padding) or 5 (bf16, which float32 holds exactly), or from a
+        folder of Hugging Face's (config.json, model.safetensors or its shards); a smaller `block_size` keeps that many rows of wpe.
 
-        Read straight into the head of the arena. Raises FormatError for a file that is not one, NonFiniteError for NaN or inf in it."""
-        with open_checkpoint(path) as file:
+        Read straight into the head of the arena. Raises FormatError for what is neither, NonFiniteError for NaN or inf in it."""
+        with open_weights(path) as file:
             config = gpt2.GPT2Config.of_dims(file.dims)
             block_size = config.block_size if block_size is None else block_size
             require_number("block size", block_size, 1, gpt2.CAPS["block_size"] + 1, whole=True)
             if block_size > config.block_size:
                 raise UsageError(f"block size {block_size} is larger than the {config.block_size} of {path}")
             model = cls(replace(config, block_size=int(block_size)), **options)
-            stored = stored_layout(file.stored)
-            if stored.floats == model.params.layout.floats:
-                file.read_into(0, model.params.floats)  # the image as it is: one read
-            else:
-                for name, view in model.params.items():
-                    # the rows that both have: version 1 lacks the end of wte, a smaller block size the end of wpe
-                    file.read_into(stored[name].offset, view.reshape(-1)[: stored[name].floats])
+            model._fill(file)
         model._require_finite(path, "the file is damaged")
         return model
+
+    def _fill(self, file: checkpoint.Checkpoint | Weights) -> None:
+        """Reads the rows that both have: version 1 of a checkpoint lacks the end of wte, a smaller block size the end of wpe."""
+        if isinstance(file, Weights):
+            return file.fill(self.params)
+        stored = stored_layout(file.stored)
+        if stored.floats == self.params.layout.floats:
+            return file.read_into(0, self.params.floats)  # the image as it is: one read
+        for name, view in self.params.items():
+            file.read_into(stored[name].offset, view.reshape(-1)[: stored[name].floats])
 
     @classmethod
     def init(cls, config: gpt2.GPT2Config | str, seed: int = 42, **options) -> "Model":

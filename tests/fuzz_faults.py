@@ -15,7 +15,7 @@ CASES = 4000
 SIZE = "if file.size != HEADER_BYTES + payload:"
 WORDS = 'words = list(struct.unpack("<256i", raw))'
 ACCEPTED, NAME, IMPORT = "accepted True", "name the file", WORDS + "; import "
-check_dims, read_choice = checkpoint._check_dims, choices.ChoiceFile._read
+check_dims, read_choice = checkpoint.check_dims, choices.ChoiceFile._read
 open_checkpoint, open_debug_state = checkpoint.Checkpoint.__init__, debug_state.DebugState.__init__
 # fault: (reader, function, its source, the source instead, what the failure says)
 FAULTS = {

@@ -70,6 +70,17 @@ class Checkpoint:
             self.close()
             raise
 
+    @property
+    def about(self) -> str:
+        """What it is, in a few words."""
+        padded = "" if self.storage.padded else ", wte without padding"
+        return f"{llmc.KINDS[llmc.CHECKPOINT]}, version {self.version}, {self.storage.dtype}{padded}"
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self._file.size
+
     def read_into(self, first: int, view: np.ndarray) -> None:
         """Fills `view` (float32, one dimension, contiguous) with the file's numbers from number `first` on.
 
@@ -107,13 +118,14 @@ def _read_header(file: RegularFile) -> tuple[int, dict[str, int]]:
     if not VERSIONS[version].padded:
         if dims["Vp"]:
             raise FormatError(f"{file.path}: Vp (padded vocabulary) is {dims['Vp']}, expected 0 in version {version}")
-        _check_dims(file.path, dims | {"Vp": dims["V"]})
+        check_dims(file.path, dims | {"Vp": dims["V"]})
     else:
-        _check_dims(file.path, dims)
+        check_dims(file.path, dims)
     return version, dims
 
 
-def _check_dims(where, dims: dict[str, int]) -> None:
+def check_dims(where, dims: dict[str, int]) -> None:
+    """Raises FormatError that begins with `where` for dims that no model has."""
     for name, (_, cap, meaning) in DIMS.items():
         if not 1 <= dims[name] <= cap:
             raise FormatError(f"{where}: {name} ({meaning}) is {dims[name]}, expected 1 to {cap}")
@@ -127,7 +139,7 @@ def _check_dims(where, dims: dict[str, int]) -> None:
 
 def header(dims: dict[str, int], dtype: str = "fp32") -> bytes:
     """The 1024 bytes in front of a checkpoint's tensors. Raises FormatError for dims that could not be read again."""
-    _check_dims("checkpoint header", dims)
+    check_dims("checkpoint header", dims)
     words = [0] * 256
     words[:2] = llmc.CHECKPOINT, WRITTEN[dtype]
     for name, dim in DIMS.items():

@@ -11,12 +11,12 @@ import numpy as np
 
 from ..data.tokenizer import Tokenizer, escape_controls
 from ..errors import CheckpointError, DataError, UsageError
-from ..formats import llmc, llmc_state
+from ..formats import huggingface, llmc, llmc_state
 from ..formats.choices import ChoiceFile
 from ..formats.debug_state import DebugState
 from ..formats.optimizer import OptimizerFile
-from ..model import Model, open_checkpoint, stored_layout
-from ..training.inputs import tokenizer_of
+from ..model import Model, open_checkpoint, open_weights, stored_layout
+from ..training.inputs import tokenizer_beside, tokenizer_of
 
 Lines = list[tuple[str, str]]
 SHOWN = 24  # tokens or ids of a sample
@@ -39,18 +39,22 @@ def is_checkpoint(path: Path) -> bool:
     return path.is_file() and llmc.kind_of(path) == llmc.KINDS[llmc.CHECKPOINT]
 
 
-def checkpoint(path: Path) -> Lines:
-    """How the file holds the tensors; the model behind it is told by the command."""
-    with open_checkpoint(path) as file:
-        storage = f"version {file.version}, {file.storage.dtype}"
-        padded = "" if file.storage.padded else ", wte without padding"
-    tokenizer = tokenizer_of(path, file.dims["V"])
+def is_model(path: Path) -> bool:
+    """Whether weights are there that Model.load reads."""
+    return is_checkpoint(path) or huggingface.is_folder(path)
+
+
+def weights(path: Path) -> Lines:
+    """How a file or folder holds the tensors; the model behind it is told by the command."""
+    with open_weights(path) as file:
+        about, size = file.about, file.size
+    tokenizer, why = tokenizer_beside(path, file.dims["V"])
     text = f"{tokenizer.kind} tokenizer" if tokenizer else "no tokenizer beside it"
-    return [("file", f"{path}: {llmc.KINDS[llmc.CHECKPOINT]}, {storage}{padded}, {path.stat().st_size:,} bytes; {text}")]
+    return [("file", f"{path}: {about}, {size:,} bytes; {text}"), *([("tokenizer", why)] if why else [])]
 
 
 def tensors(path: Path) -> Lines:
-    """Shape, mean, standard deviation and range of every tensor of a checkpoint. Raises NonFiniteError."""
+    """Shape, mean, standard deviation and range of every tensor of a model. Raises NonFiniteError."""
     found = []
     for name, view in Model.load(path).params.items():
         pieces = view.reshape(-1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..arch.gpt2 import GPT2Config
-from ..data import corpus
+from ..data import corpus, huggingface_tokenizer
 from ..data.tokenizer import Tokenizer
 from ..data.tokens import ArrayShard, Shard, check_ids, find_datasets, find_shards
 from ..errors import DataError, UsageError
@@ -60,7 +60,11 @@ def find_start(init: str | None, tokenizer: str | None, folders: list[Path]) -> 
         found = [folder / DEFAULT_CHECKPOINT for folder in folders if (folder / DEFAULT_CHECKPOINT).is_file()]
         init = str(found[0]) if found and tokenizer not in ("char", "byte") else DEFAULT_PRESET
     config, path = find_shape(init)
-    return Start(path.stem if path else init, path, config)
+    return Start(_plain_name(path) if path else init, path, config)
+
+
+def _plain_name(path: Path) -> str:
+    return path.absolute().name if path.is_dir() else path.stem
 
 
 def shape_of(start: Start, given: dict) -> GPT2Config:
@@ -224,16 +228,25 @@ def best_tokenizer(folder: Path, vocab_size: int | None) -> Tokenizer | None:
 
 
 def tokenizer_of(checkpoint: Path, vocab_size: int) -> Tokenizer | None:
-    """The tokenizer of a checkpoint: beside it or in its run directory, else GPT-2's if V is 50257, else None.
+    """The tokenizer of weights: in their folder or that of their run, else GPT-2's if V is 50257, else None.
 
     Raises FormatError for a broken tokenizer file."""
-    folder = checkpoint.absolute().parent
+    return tokenizer_beside(checkpoint, vocab_size)[0]
+
+
+def tokenizer_beside(checkpoint: Path, vocab_size: int) -> tuple[Tokenizer | None, str]:
+    """What tokenizer_of finds, and if that is None why a tokenizer that is there does not serve ("": none is)."""
+    folder = checkpoint.absolute() if checkpoint.is_dir() else checkpoint.absolute().parent
     for place in [folder, *([folder.parent.parent] if folder.parent.name == "checkpoints" else [])]:
         tokenizer = best_tokenizer(place, vocab_size)
         if tokenizer and tokenizer.vocab_size == vocab_size:
-            return tokenizer
+            return tokenizer, ""
+    if checkpoint.is_dir():
+        tokenizer, why = huggingface_tokenizer.find(checkpoint, vocab_size)
+        if tokenizer or why:
+            return tokenizer, why
     gpt2 = Tokenizer.gpt2()
-    return gpt2 if gpt2.vocab_size == vocab_size else None
+    return gpt2 if gpt2.vocab_size == vocab_size else None, ""
 
 
 def prompt_ids(prompt: str | None, tokenizer: Tokenizer | None) -> np.ndarray:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import CheckpointError, UsageError, reason
+from ..formats import huggingface
 from ..formats.files import RegularFile, write_atomically
 from ..memory.arena import human
 from .checkpoints import STEP, TEMPORARY
@@ -218,8 +219,8 @@ def newest_run() -> Run | None:
 
 
 def find_checkpoint(where: str | None) -> Path:
-    """The .bin file that `where` names: itself, that of a checkpoint directory, or of the highest step of a run; None:
-    of the newest run under runs/ that has one. Raises CheckpointError when there is none."""
+    """The weights that `where` names: a .bin file or a folder of Hugging Face's itself, the file of a checkpoint directory, or of
+    the highest step of a run; None: of the newest run under runs/ that has one. Raises CheckpointError when there is none."""
     if where is None:
         runs = [Run(path) for path in _runs() if path.is_dir()]
         found = [(run.started, run.path.name, run.checkpoint()) for run in runs]
@@ -233,6 +234,9 @@ def find_checkpoint(where: str | None) -> Path:
     if not path.exists():
         raise CheckpointError(f"{where}: no such file or directory, expected a run directory or a .bin checkpoint")
     found = path / MODEL if (path / MODEL).is_file() else Run(path).checkpoint()
+    if not found and huggingface.is_folder(path):
+        return path
     if not found:
-        raise CheckpointError(f"{where}: holds no checkpoint, expected checkpoints/step_.../{MODEL} or {MODEL} in it")
+        what = f"checkpoints/step_.../{MODEL}, {MODEL}, or Hugging Face's {huggingface.CONFIG} and {huggingface.WHOLE}"
+        raise CheckpointError(f"{where}: holds no checkpoint, expected {what} in it")
     return found
