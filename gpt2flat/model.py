@@ -15,7 +15,7 @@ from .data import splitmix
 from .data.mt19937 import Stream, normal_
 from .data.tokens import as_ids
 from .errors import FLOAT32_END, DataError, KernelArgError, NonFiniteError, UsageError, require_number
-from .formats import checkpoint, huggingface
+from .formats import checkpoint, huggingface, pytorch
 from .formats.floats import first_nonfinite
 from .formats.tensors import Weights
 from .kernels import Team, backend, default_threads
@@ -35,16 +35,18 @@ def find_shape(name) -> tuple[gpt2.GPT2Config, Path | None]:
     """The shape that a preset, a descriptor or weights name, and the path of the weights (None for the others).
 
     Raises FormatError, CheckpointError for what holds no weights, UsageError for a name that is no shape."""
-    if str(name) in gpt2.PRESETS or not (str(name).endswith(".bin") or Path(name).exists()):
+    if str(name) in gpt2.PRESETS or not (str(name).endswith((".bin", *pytorch.SUFFIXES)) or Path(name).exists()):
         return gpt2.config_of(str(name)), None
     with open_weights(name) as file:
         return gpt2.GPT2Config.of_dims(file.dims), Path(name)
 
 
 def open_weights(path) -> checkpoint.Checkpoint | Weights:
-    """Open weights, for a `with`: a checkpoint, or a folder of Hugging Face's. What it is made of is checked.
+    """Open weights, for a `with`: a checkpoint, a folder of Hugging Face's or nanoGPT's ckpt.pt. What they are made of is checked.
     Raises FormatError, CheckpointError."""
-    return huggingface.open_folder(path, stored_layout) if huggingface.is_folder(path) else open_checkpoint(path)
+    if huggingface.is_folder(path):
+        return huggingface.open_folder(path, stored_layout)
+    return pytorch.open_nanogpt(path, stored_layout) if pytorch.is_archive(path) else open_checkpoint(path)
 
 
 def open_checkpoint(path) -> checkpoint.Checkpoint:
@@ -118,7 +120,8 @@ class Model:
     @classmethod
     def load(cls, path, block_size: int | None = None, **options) -> "Model":
         """A model from an llm.c checkpoint, version 3, 1 (wte without padding) or 5 (bf16, which float32 holds exactly), or from a
-        folder of Hugging Face's (config.json, model.safetensors or its shards); a smaller `block_size` keeps that many rows of wpe.
+        folder of Hugging Face's (config.json, model.safetensors or its shards), or nanoGPT's ckpt.pt; a smaller `block_size` keeps
+        that many rows of wpe.
 
         Read straight into the head of the arena. Raises FormatError for what is neither, NonFiniteError for NaN or inf in it."""
         with open_weights(path) as file:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..data.tokenizer import Tokenizer, escape_controls
 from ..errors import CheckpointError, DataError, UsageError
-from ..formats import huggingface, llmc, llmc_state
+from ..formats import huggingface, llmc, llmc_state, pytorch
 from ..formats.choices import ChoiceFile
 from ..formats.debug_state import DebugState
 from ..formats.optimizer import OptimizerFile
@@ -41,7 +41,7 @@ def is_checkpoint(path: Path) -> bool:
 
 def is_model(path: Path) -> bool:
     """Whether weights are there that Model.load reads."""
-    return is_checkpoint(path) or huggingface.is_folder(path)
+    return is_checkpoint(path) or huggingface.is_folder(path) or (path.is_file() and pytorch.is_archive(path))
 
 
 def weights(path: Path) -> Lines:
