@@ -1,4 +1,4 @@
-"""python -m gpt2flat.evaluate MODEL... [DATA...]: loss, perplexity and bits per byte of models on texts, all in one table."""
+"""python -m gpt2flat.evaluate MODEL... [DATA...]: loss, perplexity and bits per byte of models on texts, their answers to HellaSwag."""
 
 import json
 import math
@@ -30,6 +30,7 @@ def parser() -> Parser:
     p.add_argument(
         "--max-tokens", type=number("--max-tokens", int, 1), metavar="N", help="predict the first N tokens only"
     )
+    p.add_argument("--limit", type=number("--limit", int, 1), metavar="N", help="ask the first N questions only")
     p.add_argument("--precision", default=PRECISIONS[0], help=f"{' or '.join(PRECISIONS)}: of matrix products")
     threads = "at most; default: physical cores, or OMP_NUM_THREADS"
     p.add_argument("--threads", type=number("--threads", int, 1, MAX_THREADS), help=threads)
@@ -60,7 +61,7 @@ class Progress:
 
 def body(argv: list[str]) -> None:
     args = parser().parse(argv)
-    how = How(args.seq_len, args.stride, args.batch_size, args.max_tokens)
+    how = How(args.seq_len, args.stride, args.batch_size, args.max_tokens, args.limit)
     named = {word: open_set(word) for word in args.words}
     models: list[str | None] = [word for word, found in named.items() if found is None] or [None]
     sets = [found for found in named.values() if found]
@@ -79,16 +80,11 @@ def body(argv: list[str]) -> None:
 
 
 def show(columns: dict[str, Set], results: dict[str, dict[str, dict]]) -> None:
-    for title in columns:
-        for facts in dict.fromkeys(_facts(found[title]) for found in results.values() if title in found):
+    for title, data in columns.items():
+        for facts in dict.fromkeys(data.facts(found[title]) for found in results.values() if title in found):
             say("data", f"{title}: {facts}")
     heads = [(title, data.metrics) for title, data in columns.items()]
     print(as_text(heads, [(name, [found.get(title) for title in columns]) for name, found in results.items()]))
-
-
-def _facts(found: dict) -> str:
-    size = f", {found['bytes']:,} bytes" if found["bytes"] is not None else ""
-    return f"{found['tokens']:,} tokens predicted{size}, in windows of {found['window']:,}, stride {found['stride']:,}"
 
 
 def show_json(results: dict[str, dict[str, dict]]) -> None:

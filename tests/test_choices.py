@@ -1,10 +1,14 @@
 """Multiple-choice evaluation files: read to the word, hostile ones refused."""
 
+import json
+
+import numpy as np
 import pytest
 
-from gpt2flat.errors import FormatError
-from gpt2flat.formats.choices import ChoiceFile
-from samples import choice_bytes, read_choices
+from gpt2flat.data.tokenizer import Tokenizer
+from gpt2flat.errors import DataError, FormatError
+from gpt2flat.formats.choices import ChoiceFile, ChoiceLines
+from samples import ROW, choice_bytes, read_choices
 
 
 def test_multiple_choice(put):
@@ -48,3 +52,60 @@ def test_hostile_multiple_choice(put, data, why):
     else:
         with pytest.raises(FormatError, match=why):
             read_choices(put(data))
+
+
+# --- JSON lines ------------------------------------------------------------------------------------------------------
+
+
+def line(**changes) -> bytes:
+    question = {"ind": 24, "ctx": "ab", "endings": ["a", "bb", "", "c"], "label": 2} | changes
+    return json.dumps(question).encode()
+
+
+def read_lines(path, T=ROW):
+    """With a tokenizer of bytes."""
+    with ChoiceLines(path, T, lambda text: np.frombuffer(text.encode(), np.uint8).astype(np.int32)) as file:
+        assert file.count == len(list(file))
+        return list(file)
+
+
+def test_json_lines(put):
+    """Endings stand behind a space, as in llm.c; labels of Hugging Face's copy are texts; the last line may be unfinished."""
+    first, second = read_lines(put(line() + b"\n\n" + line(label="3", ctx="é")))
+    assert bytes(first.context.tolist()) == b"ab" and first.label == 2 and second.label == 3
+    assert [bytes(c.tolist()) for c in first.completions] == [b" a", b" bb", b" ", b" c"]
+    assert second.context.tolist() == [0xC3, 0xA9]
+
+
+@pytest.mark.parametrize(
+    "data, why",
+    [
+        (b"\n \n", "holds no line"),
+        (line() + b"\n{", "line 2: is no JSON"),
+        (b"\xff", "line 1: is no JSON"),
+        (b"[" * 100_000, "is no JSON"),
+        (b"[1]", 'expected an object with "ctx"'),
+        (b"3", 'expected an object with "ctx"'),
+        (b'{"ctx": "a", "endings": []}', 'expected an object with "ctx"'),
+        (line(ctx=""), "\"ctx\" is '', expected a text"),
+        (line(ctx=5), "\"ctx\" is '5'"),
+        (line(endings=["a"] * 3), "no list of 4"),
+        (line(endings="abcd"), "no list of 4"),
+        (line(endings=["a", "b", "c", 4]), "no list of 4"),
+        *((line(label=label), '"label" is') for label in (4, -1, True, None, 1.0, "4", "", "²", "10", [0])),
+        (line(ctx="a" * 13), "line 1: context and completion have 16 tokens, expected fewer than 16"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_hostile_json_lines(put, data, why):
+    with pytest.raises((FormatError, DataError), match=why):
+        read_lines(put(data))
+
+
+def test_a_text_that_the_tokenizer_cannot_say(put):
+    path = put(line())
+    with (
+        ChoiceLines(path, ROW, Tokenizer.char("ab ").encode) as file,
+        pytest.raises(DataError, match="line 1: character 'c'"),
+    ):
+        list(file)

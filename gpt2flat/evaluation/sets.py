@@ -3,6 +3,7 @@
 Each set is opened once and measured with every model; whether the model can read it is checked here."""
 
 import glob
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,12 @@ from ..data.tokenizer import Tokenizer
 from ..data.tokens import ArrayShard, Shard, find_shards
 from ..errors import DataError, UsageError
 from ..formats import llmc
+from ..formats.choices import COMPLETIONS, ChoiceFile, ChoiceLines
 from ..model import Model
 from ..training import config
 from ..training.inputs import Start, best_tokenizer, find_data
 from ..training.manifest import MODEL
-from . import text
+from . import choices, text
 from .text import Windows
 
 TOKEN_KINDS = (llmc.KINDS[llmc.TOKENS], llmc.OLD_TOKENS)
@@ -37,12 +39,14 @@ class Opened(NamedTuple):
 
 
 class How(NamedTuple):
-    """Settings of an evaluation; None: T the model's block size, the stride T, batches of about BATCH_TOKENS tokens, no limit."""
+    """Settings of an evaluation; None: T the model's block size, the stride T, batches of about BATCH_TOKENS tokens, no limit of
+    tokens and of questions."""
 
     seq_len: int | None = None
     stride: int | None = None
     batch_size: int | None = None
     max_tokens: int | None = None
+    limit: int | None = None
 
     def windows(self, model: Model) -> Windows:
         """Raises UsageError for windows that the model cannot take."""
@@ -62,12 +66,14 @@ class How(NamedTuple):
 
 
 class Set(Protocol):
-    """`title` heads its columns; `metrics` are their names; measure() returns them, and facts beside them."""
+    """`title` heads its columns; `metrics` are their names; measure() returns them, and facts beside them; facts() says these."""
 
     title: str
     metrics: tuple[str, ...]
 
     def measure(self, opened: Opened, how: How, told: Callable[[int, int], None]) -> dict[str, object]: ...
+
+    def facts(self, found: dict[str, object]) -> str: ...
 
 
 class TextSet:
@@ -93,6 +99,12 @@ class TextSet:
             opened.model, shards, windows, how.batch(windows.T), lengths, lambda done: told(done, total)
         )
         return found | {"window": windows.T, "stride": windows.stride}
+
+    def facts(self, found: dict[str, object]) -> str:
+        size = f", {found['bytes']:,} bytes" if found["bytes"] is not None else ""
+        return (
+            f"{found['tokens']:,} tokens predicted{size}, in windows of {found['window']:,}, stride {found['stride']:,}"
+        )
 
 
 class TextFile(TextSet):
@@ -141,6 +153,41 @@ class Validation(TextSet):
         return self._found
 
 
+class Choices:
+    """Multiple-choice questions: llm.c's file, whose tokens are GPT-2's unless a tokenizer is beside it, or HellaSwag's lines."""
+
+    metrics = ("acc", "acc_norm")
+
+    def __init__(self, path: str):
+        self.title = path
+
+    def measure(self, opened: Opened, how: How, told: Callable[[int, int], None]) -> dict[str, object]:
+        with self._open(opened, opened.model.config.block_size) as file:
+            total = min(file.count, how.limit or file.count)
+            examples = list(itertools.islice(file, total))
+        batch = how.batch(choices.GRAIN * 2)
+        return choices.measure(opened.model, examples, batch, self.title, lambda done: told(done, total))
+
+    def _open(self, opened: Opened, T: int) -> ChoiceFile | ChoiceLines:
+        if llmc.kind_of(self.title) != llmc.KINDS[llmc.CHOICES]:
+            if opened.tokenizer is None:
+                raise UsageError(
+                    f"{self.title} is text, and no tokenizer is beside {opened.path}: give llm.c's file instead"
+                )
+            return ChoiceLines(self.title, T, opened.tokenizer.encode)
+        V = opened.model.config.vocab_size
+        own = best_tokenizer(Path(self.title).parent, V) or (Tokenizer.gpt2() if opened.tokenizer else None)
+        if own and (clash := _differ(own, opened.tokenizer, V)):
+            raise UsageError(
+                f"the vocabularies clash: {self.title} holds tokens of a vocabulary of {own.vocab_size}, {opened.name} {clash}: "
+                "take the questions as JSON lines, which every tokenizer can read"
+            )
+        return ChoiceFile(self.title, T)
+
+    def facts(self, found: dict[str, object]) -> str:
+        return f"{found['questions']:,} questions of {COMPLETIONS} completions, so {1 / COMPLETIONS:.2f} is chance"
+
+
 def _differ(data: Tokenizer, of_model: Tokenizer | None, V: int) -> str:
     """What a model of V tokens has instead of the tokenizer of the data; "" when it is the same."""
     if data.vocab_size != V:
@@ -186,8 +233,10 @@ def open_set(word: str) -> Set | None:
         return None
     if kind in TOKEN_KINDS:
         return TokenFiles(word)
+    if kind == llmc.KINDS[llmc.CHOICES] or (kind is None and path.suffix == ".jsonl"):
+        return Choices(word)
     if kind is not None:
-        raise UsageError(f"{word}: is {kind}, expected a model, token files or a text")
+        raise UsageError(f"{word}: is {kind}, expected a model, token files, a text or multiple-choice questions")
     return TextFile(word)
 
 

@@ -8,6 +8,8 @@ SHOWN = {  # metric -> its heading, its text
     "loss": ("loss", "{:.6f}".format),
     "perplexity": ("perplexity", "{:.4g}".format),
     "bits_per_byte": ("bits/byte", "{:.4f}".format),
+    "acc": ("acc", "{:.4f}".format),
+    "acc_norm": ("acc_norm", "{:.4f}".format),
 }
 
 

@@ -1,8 +1,10 @@
-"""llm.c's multiple-choice evaluation files, such as hellaswag_val.bin (dev/data/data_common.py, llmc/dataloader.h).
+"""Multiple-choice questions: llm.c's evaluation files, such as hellaswag_val.bin (dev/data/data_common.py, llmc/dataloader.h),
+and the JSON lines of HellaSwag that it makes them of (arXiv 1905.07830).
 
 Behind the header examples of uint16: 65535, bytes, index, label, 4, length, context, and 4 times length, completion."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +24,15 @@ class Example(NamedTuple):
     context: np.ndarray
     completions: tuple[np.ndarray, ...]
     label: int
+
+
+def _require_short(where: str, example: Example, T: int) -> None:
+    tokens = len(example.context) + max(map(len, example.completions))
+    if tokens >= T:
+        raise FormatError(
+            f"{where}: context and completion have {tokens} tokens, expected fewer than {T}: it needs a model "
+            "with a longer block size"
+        )
 
 
 class ChoiceFile:
@@ -46,7 +57,7 @@ class ChoiceFile:
             if not 0 < self._longest < bound:
                 raise FormatError(
                     f"{path}: the longest example has {self._longest} bytes, expected fewer than {bound} for rows of "
-                    f"{T} tokens: raise the sequence length, if the model can take more"
+                    f"{T} tokens: it needs a model with a longer block size"
                 )
         except BaseException:
             self.close()
@@ -88,13 +99,9 @@ class ChoiceFile:
         if len(rest):
             raise FormatError(f"{where}: found {len(rest)} words behind the last completion, expected none: {CURE}")
         context, *completions = runs
-        tokens = len(context) + max(map(len, completions))
-        if tokens >= self.T:
-            raise FormatError(
-                f"{where}: context and completion have {tokens} tokens, expected fewer than {self.T}: raise the "
-                "sequence length, if the model can take more"
-            )
-        return size, Example(context, tuple(completions), label)
+        example = Example(context, tuple(completions), label)
+        _require_short(where, example, self.T)
+        return size, example
 
     def _words(self, where: str, at: int, count: int) -> np.ndarray:
         if at + 2 * count > self._file.size:
@@ -116,3 +123,55 @@ class ChoiceFile:
 
     def __exit__(self, *exc) -> None:
         self.close()
+
+
+class ChoiceLines:
+    """The questions of a JSON lines file with the fields ctx, endings and label: as ChoiceFile, and the same ids for one text."""
+
+    def __init__(self, path, T: int, encode: Callable[[str], np.ndarray]):
+        """encode: text to ids, of the context, and of each ending behind a space. Raises DataError if the file cannot be read."""
+        self.path, self.T, self._encode = path, T, encode
+        with RegularFile(path, DataError) as file:
+            self._lines = [line for line in enumerate(file.read(0, file.size).split(b"\n"), 1) if line[1].strip()]
+        self.count = len(self._lines)
+        if not self.count:
+            raise DataError(f"{path}: holds no line, expected a question in each")
+
+    def __iter__(self) -> Iterator[Example]:
+        for number, line in self._lines:
+            where = f"{self.path}: line {number}"
+            context, endings, label = _question(where, line)
+            try:
+                ids = [self._encode(text) for text in (context, *(f" {ending}" for ending in endings))]
+            except DataError as problem:
+                raise DataError(f"{where}: {problem}") from None
+            example = Example(ids[0], tuple(ids[1:]), label)
+            _require_short(where, example, self.T)
+            yield example
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> "ChoiceLines":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        pass
+
+
+def _question(where: str, line: bytes) -> tuple[str, list[str], int]:
+    try:
+        found = json.loads(line)
+        context, endings, label = (found[key] for key in ("ctx", "endings", "label"))
+    except (ValueError, RecursionError):
+        raise FormatError(f"{where}: is no JSON in UTF-8: {CURE}") from None
+    except (TypeError, KeyError, IndexError):
+        raise FormatError(f'{where}: expected an object with "ctx", "endings" and "label", as HellaSwag has') from None
+    if not isinstance(context, str) or not context:
+        raise FormatError(f'{where}: "ctx" is {str(context)[:40]!r}, expected a text')
+    if not isinstance(endings, list) or len(endings) != COMPLETIONS or not all(isinstance(e, str) for e in endings):
+        raise FormatError(f'{where}: "endings" are no list of {COMPLETIONS} texts')
+    label = int(label) if isinstance(label, str) and label.isascii() and label.isdigit() and len(label) == 1 else label
+    if type(label) is not int or not 0 <= label < COMPLETIONS:
+        raise FormatError(f'{where}: "label" is {str(label)[:40]!r}, expected 0 to {COMPLETIONS - 1}')
+    return context, endings, label
