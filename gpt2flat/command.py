@@ -22,7 +22,7 @@ from .errors import DataError, Gpt2FlatError, UsageError, reason
 from .kernels import backend, cpu_name
 from .model import Model
 from .training.inputs import tokenizer_beside
-from .training.run import find_checkpoint
+from .training.run import WEIGHTS, find_checkpoint
 from .training.settings import READ
 
 INTERRUPTED, BROKEN_PIPE, FILE_TROUBLE = 130, 141, 5
@@ -140,7 +140,7 @@ def open_kernels(name: str | None = None):
     return kernels
 
 
-MODEL_HELP = "a run or checkpoint directory, a .bin file or a Hugging Face folder; default: the newest run under runs/"
+MODEL_HELP = f"{WEIGHTS}; default: the newest run under runs/"
 
 
 def open_model(name: str | None = None, **options) -> tuple[Model, Tokenizer | None, Path]:

@@ -23,8 +23,8 @@ def parser() -> Parser:
         "what",
         nargs="?",
         metavar="WHAT",
-        help="a checkpoint, Hugging Face folder, descriptor (d12, the default) or preset (tiny); or a token file, tokenizer, "
-        "debug state, multiple-choice file or run directory",
+        help="weights (a .bin file, Hugging Face folder, nanoGPT's ckpt.pt, hf:NAME), a descriptor (d12, the default) or a preset "
+        "(tiny); or a token file, tokenizer, debug state, multiple-choice file or run directory",
     )
     p.add_argument("-b", "--batch-size", type=number("--batch-size", int, 1, 1 << 20), default=4, metavar="B")
     p.add_argument(
@@ -72,9 +72,10 @@ def body(argv: list[str]) -> None:
             raise UsageError(f"{path}: is no model; --tensors, --program, --as-code and --map are for one")
         return show(describe_run(path) if path.is_dir() else files.describe(path))
     if args.tensors:
-        if not (args.what and path.exists()):
+        weights = find_shape(args.what)[1] if args.what else None
+        if weights is None:
             raise UsageError("--tensors is for weights: name a .bin file or a Hugging Face folder")
-        return show(files.tensors(path))
+        return show(files.tensors(weights))
     about_model(args)
 
 

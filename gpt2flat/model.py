@@ -15,7 +15,7 @@ from .data import splitmix
 from .data.mt19937 import Stream, normal_
 from .data.tokens import as_ids
 from .errors import FLOAT32_END, DataError, KernelArgError, NonFiniteError, UsageError, require_number
-from .formats import checkpoint, huggingface, pytorch
+from .formats import checkpoint, hub, huggingface, pytorch
 from .formats.floats import first_nonfinite
 from .formats.tensors import Weights
 from .kernels import Team, backend, default_threads
@@ -32,9 +32,12 @@ MOST_DROPOUT = float(np.nextafter(np.float32(1), np.float32(0)))  # what it keep
 
 
 def find_shape(name) -> tuple[gpt2.GPT2Config, Path | None]:
-    """The shape that a preset, a descriptor or weights name, and the path of the weights (None for the others).
+    """The shape that a preset, a descriptor or weights name, and the path of the weights (None for the others). A model of the Hub
+    ("hf:gpt2", "owner/name") is fetched.
 
-    Raises FormatError, CheckpointError for what holds no weights, UsageError for a name that is no shape."""
+    Raises FormatError, CheckpointError for what holds no weights, UsageError for a name that is no shape, DataError."""
+    if repository := hub.repository(name):
+        name = hub.fetch(repository)
     if str(name) in gpt2.PRESETS or not (str(name).endswith((".bin", *pytorch.SUFFIXES)) or Path(name).exists()):
         return gpt2.config_of(str(name)), None
     with open_weights(name) as file:
@@ -134,6 +137,15 @@ class Model:
             model._fill(file)
         model._require_finite(path, "the file is damaged")
         return model
+
+    @classmethod
+    def from_pretrained(cls, name, block_size: int | None = None, **options) -> "Model":
+        """What Model.load reads, or by its name a model of the Hugging Face Hub ("gpt2", "owner/name"; the extra `hub`).
+
+        Raises UsageError without the extra, DataError when it cannot be fetched, and what Model.load raises."""
+        if not Path(name).exists():
+            name = hub.fetch(hub.repository(name) or hub.repository(f"{hub.MARK}{name}"))
+        return cls.load(name, block_size, **options)
 
     def _fill(self, file: checkpoint.Checkpoint | Weights) -> None:
         """Reads the rows that both have: version 1 of a checkpoint lacks the end of wte, a smaller block size the end of wpe."""

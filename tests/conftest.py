@@ -19,6 +19,7 @@ NEEDS = {
     "test_bench_torch.py": (("torch",), "pip install -e '.[torch]'"),
     "test_bench_plot.py": (("matplotlib",), "pip install -e '.[plot]'"),
     "test_plot.py": (("matplotlib",), "pip install -e '.[plot]'"),
+    "test_hub.py": (("huggingface_hub",), "pip install -e '.[hub]'"),
     "test_tensorboard.py": (("tensorboard",), "pip install -e '.[tensorboard]'"),
     "test_build.py": (("gcc",), "apt install gcc python3-dev"),
 }

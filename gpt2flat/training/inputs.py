@@ -15,7 +15,7 @@ from ..data import corpus, huggingface_tokenizer
 from ..data.tokenizer import Tokenizer
 from ..data.tokens import ArrayShard, Shard, check_ids, find_datasets, find_shards
 from ..errors import DataError, UsageError
-from ..formats import llmc
+from ..formats import hub, llmc
 from ..model import find_shape
 from .settings import SHAPE, flag_of
 
@@ -26,11 +26,13 @@ TOKENIZER_FILES = ("tokenizer.bin", "gpt2_tokenizer.bin")
 
 @dataclass(frozen=True)
 class Start:
-    """Where the weights come from: a checkpoint (`path`) or random numbers (None). `name` is for people."""
+    """Where the weights come from: a file or folder (`path`) or random numbers (None). `name` is for people, `asked` what --init
+    was given, or would have been."""
 
     name: str
     path: Path | None
     config: GPT2Config
+    asked: str = ""
 
     def shape(self) -> dict[str, int]:
         return {name: getattr(self.config, name) for name in SHAPE}
@@ -53,18 +55,15 @@ class Data:
 
 
 def find_start(init: str | None, tokenizer: str | None, folders: list[Path]) -> Start:
-    """The checkpoint or shape that --init names; without it gpt2_124M.bin in `folders`, else the preset `tiny`.
+    """The weights or the shape that --init names; without it gpt2_124M.bin in `folders`, else the preset `tiny`.
 
-    Raises FormatError, CheckpointError for a file that is not a checkpoint, UsageError for a name that is no shape."""
+    Raises FormatError, CheckpointError for what holds no weights, UsageError for a name that is no shape, DataError."""
     if init is None:
         found = [folder / DEFAULT_CHECKPOINT for folder in folders if (folder / DEFAULT_CHECKPOINT).is_file()]
         init = str(found[0]) if found and tokenizer not in ("char", "byte") else DEFAULT_PRESET
     config, path = find_shape(init)
-    return Start(_plain_name(path) if path else init, path, config)
-
-
-def _plain_name(path: Path) -> str:
-    return path.absolute().name if path.is_dir() else path.stem
+    asked = str(path) if path and not hub.repository(init) else init
+    return Start(hub.plain_name(path) if path else init, path, config, asked)
 
 
 def shape_of(start: Start, given: dict) -> GPT2Config:

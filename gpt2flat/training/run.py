@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import CheckpointError, UsageError, reason
-from ..formats import huggingface
+from ..formats import hub, huggingface
 from ..formats.files import RegularFile, write_atomically
 from ..memory.arena import human
 from .checkpoints import STEP, TEMPORARY
@@ -23,6 +23,7 @@ RUNS = Path("runs")
 LOCK = "lock"
 CREATED = (LOCK, "checkpoints", "env.json", "tokenizer.bin")  # what a start makes before config.toml
 UNFINISHED = re.compile(r"\.(env\.json|tokenizer\.bin|config\.toml)\.[0-9a-f]{16}\.tmp")
+WEIGHTS = "a run or checkpoint directory, a .bin file, a Hugging Face folder, nanoGPT's ckpt.pt or hf:NAME for a model of the Hub"
 LONGEST = 1 << 20  # bytes of an env.json or config.toml that are read
 
 
@@ -219,8 +220,9 @@ def newest_run() -> Run | None:
 
 
 def find_checkpoint(where: str | None) -> Path:
-    """The weights that `where` names: a .bin file or a folder of Hugging Face's itself, the file of a checkpoint directory, or of
-    the highest step of a run; None: of the newest run under runs/ that has one. Raises CheckpointError when there is none."""
+    """The weights that `where` names: a file or a folder of Hugging Face's itself, the file of a checkpoint directory, or of the
+    highest step of a run, a model of the Hub, fetched; None: of the newest run under runs/ that has one. Raises CheckpointError
+    when there is none, UsageError, DataError when it cannot be fetched."""
     if where is None:
         runs = [Run(path) for path in _runs() if path.is_dir()]
         found = [(run.started, run.path.name, run.checkpoint()) for run in runs]
@@ -228,11 +230,13 @@ def find_checkpoint(where: str | None) -> Path:
         if not found:
             raise CheckpointError(f"{RUNS}/: no run with a checkpoint is there: train one first, or name a .bin file")
         return max(found)[2]
+    if repository := hub.repository(where):
+        return hub.fetch(repository)
     path = Path(where)
     if path.is_file():
         return path
     if not path.exists():
-        raise CheckpointError(f"{where}: no such file or directory, expected a run directory or a .bin checkpoint")
+        raise CheckpointError(f"{where}: no such file or directory, expected {WEIGHTS}")
     found = path / MODEL if (path / MODEL).is_file() else Run(path).checkpoint()
     if not found and huggingface.is_folder(path):
         return path

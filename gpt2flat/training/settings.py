@@ -125,8 +125,9 @@ S = Setting
 SETTINGS = {s.name: s for s in (
     #  name              letter kind  checkpoint  scratch
     S("init",              "e", str,   None,       None,
-      "a .bin checkpoint, or a shape to start from scratch: tiny, d12, gpt2:d24, gpt3:c768 ...; default "
-      "data/gpt2_124M.bin if it is there, else tiny"),
+      "weights: a .bin checkpoint, a Hugging Face folder, nanoGPT's ckpt.pt, hf:gpt2 or OWNER/NAME for a model of the Hub; or a "
+      "shape to start from scratch: tiny, d12, gpt2 (its shape only), gpt2:d24, gpt3:c768 ...; default data/gpt2_124M.bin if it is "
+      "there, else tiny"),
     S("n_layer",           "",  int,   None,       None,     "layers", low=1),
     S("n_head",            "",  int,   None,       None,     "attention heads", low=1),
     S("n_embd",            "",  int,   None,       None,     "channels", low=1),

@@ -108,7 +108,7 @@ def _fresh(given: dict[str, object], folders: list[Path], open_kernels: Callable
         target.reserve()
     settled = {name: getattr(model_config, name) for name in SHAPE}
     settled |= {
-        "init": str(start.path or start.name),
+        "init": start.asked,
         "threads": model.threads,
         "out": str(target.path),
         "steps": _steps(s, batches),
