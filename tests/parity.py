@@ -12,6 +12,22 @@ FACTOR = 2.0  # of PyTorch's own distance from float64
 CHAIN = 1e-6  # 16 roundings: what one chain over 1393 rows loses where PyTorch adds up blocks; measured 8e-7
 NOTHING, ADAM_REACH = 1e-3, 2e-2  # a share of a tensor's usual gradient; 2 lr a step, 10 steps
 
+# what other programs save: (V maxT L NH C), which program, the dtype it saves, options of the config and of saving
+SAVED = {
+    "whole": ((97, 24, 3, 4, 36), "model", "float32", {}),
+    "shards": ((211, 16, 2, 3, 27), "model", "float32", {"save": {"max_shard_size": "20KB"}}),
+    "half": ((97, 24, 6, 2, 10), "model", "float16", {"save": {"max_shard_size": "15KB"}}),
+    "bfloat": ((61, 40, 2, 5, 65), "model", "bfloat16", {}),
+    "base": ((53, 12, 2, 1, 8), "base", "float32", {}),  # without its head: names without their prefix
+    "upcast": ((53, 12, 2, 2, 8), "model", "float32",
+               {"config": {"reorder_and_upcast_attn": True, "attn_implementation": "eager"}}),
+    "untied": ((53, 12, 1, 2, 8), "model", "float32", {"config": {"activation_function": "gelu_pytorch_tanh"}}),
+    "nano.pt": ((65, 32, 3, 4, 28), "nanogpt", "float32", {}),
+    "bare.pt": ((65, 16, 2, 2, 18), "nanogpt bare", "float32", {"prefix": "_orig_mod."}),
+    "half.pt": ((65, 16, 2, 2, 18), "nanogpt", "bfloat16", {}),
+}  # fmt: skip
+SAVED_STD = 0.2
+
 
 def fill(params: dict[str, np.ndarray], vocab_size: int, std: float, seed: int = 1) -> None:
     """Overwrites llm.c's 16 tensors: normal with `std`, biases too; layernorm weights around 1; padding of wte 0."""

@@ -4,6 +4,7 @@ python tests/reference.py train CHECKPOINT BATCH.npz OUT.npz [--runs plain:float
 python tests/reference.py init OUT.npz --shape V maxT L NH C
 python tests/reference.py bf16 BITS.npy OUT.npy     float32 bits to bfloat16 bits
 python tests/reference.py slide CHECKPOINT IDS.npy OUT.npy --stride S [S ...]     perplexity by transformers' own recipe
+python tests/reference.py saved FOLDER    models as transformers and nanoGPT save them, with what they compute
 python tests/reference.py lines FILE    runs such commands, one per line, in one process
 python tests/reference.py store     rewrites tests/parity_numbers/*.npz, which need no torch to be checked"""
 
@@ -99,14 +100,14 @@ class Plain(nn.Module):
 class HuggingFace(nn.Module):
     """The same through transformers' GPT2LMHeadModel, built from a config: nothing is downloaded."""
 
-    def __init__(self, V, maxT, L, NH, C):
+    def __init__(self, V, maxT, L, NH, C, **changes):
         super().__init__()
         from transformers import GPT2Config, GPT2LMHeadModel
 
+        settings = dict(activation_function="gelu_new", layer_norm_epsilon=1e-5, use_cache=False) | changes
         config = GPT2Config(
             vocab_size=V, n_positions=maxT, n_layer=L, n_head=NH, n_embd=C, bos_token_id=0, eos_token_id=0,
-            use_cache=False, activation_function="gelu_new", layer_norm_epsilon=1e-5,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **settings,
         )  # fmt: skip
         self.model = GPT2LMHeadModel(config)
         self.transformer = self.model.transformer
@@ -266,6 +267,71 @@ def store():
     np.savez_compressed(STORED / "small.npz", **out)
 
 
+class Bare(Plain):
+    """The same without biases, as nanoGPT makes it from scratch."""
+
+    def __init__(self, *shape):
+        super().__init__(*shape)
+        for name, _ in list(self.named_parameters()):
+            if name.endswith(".bias"):
+                module = self.get_submodule(name.rpartition(".")[0])
+                module.register_parameter("bias", None)
+
+
+def save_nanogpt(model, path, shape, bias, prefix):
+    """As nanoGPT's train.py saves it: the state with its head, AdamW's, numbers of the run."""
+    state = model.state_dict()
+    state["lm_head.weight"] = state["transformer.wte.weight"]
+    for name in list(state):
+        state[prefix + name] = state.pop(name)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    loss_of(model(torch.zeros(1, 2, dtype=torch.long)), torch.zeros(1, 2, dtype=torch.long)).backward()
+    optimizer.step()
+    V, maxT, L, NH, C = shape
+    args = dict(n_layer=L, n_head=NH, n_embd=C, block_size=maxT, bias=bias, vocab_size=V, dropout=0.0)
+    torch.save({"model": state, "optimizer": optimizer.state_dict(), "model_args": args, "iter_num": 7,
+                "best_val_loss": torch.tensor(1.5), "config": {"dataset": "x", "learning_rate": 6e-4, "compile": True}}, path)  # fmt: skip
+
+
+def greedy(model, tokens, count):
+    """The ids behind a row of tokens, the likeliest each time."""
+    for _ in range(count):
+        tokens = torch.cat([tokens, model(tokens)[:, -1:].argmax(-1)], 1)
+    return tokens.numpy()
+
+
+def saved(folder):
+    """One folder or file a model of parity.SAVED, in NAME.npz its logits and greedy ids, computed in float32 from what was saved."""
+    from transformers import GPT2LMHeadModel, GPT2Model
+
+    for seed, (name, (shape, kind, dtype, options)) in enumerate(parity.SAVED.items()):
+        torch.manual_seed(seed)
+        V, maxT, L, NH, C = shape
+        path = folder / name
+        if kind.startswith("nanogpt"):
+            model = (Bare if kind == "nanogpt bare" else Plain)(*shape)
+        else:
+            model = HuggingFace(*shape, **options.get("config", {}))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_((parameter + parity.SAVED_STD * torch.randn(parameter.shape)).to(getattr(torch, dtype)))
+        if kind.startswith("nanogpt"):
+            save_nanogpt(model, path, shape, kind != "nanogpt bare", options.get("prefix", ""))
+        else:
+            whole = model.model.to(getattr(torch, dtype))
+            (whole.transformer if kind == "base" else whole).save_pretrained(path, **options.get("save", {}))
+            again = (GPT2Model if kind == "base" else GPT2LMHeadModel).from_pretrained(path, dtype=torch.float32).eval()
+            if kind == "base":
+                model.model.float().transformer = again
+            else:
+                model.model = again
+        tokens = torch.from_numpy(parity.batch(2, maxT, V)[0]).long()
+        model.eval()
+        with torch.no_grad():
+            found = {"logits": model(tokens).numpy(), "greedy": greedy(model, tokens[:1, :3], maxT - 3)}
+        np.savez(folder / f"{name}.npz", tokens=tokens.numpy(), **found)
+
+
 def parser():
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(dest="command", required=True)
@@ -290,6 +356,7 @@ def parser():
         sliding.add_argument(name)
     sliding.add_argument("--stride", type=int, nargs="+", required=True)
     commands.add_parser("lines").add_argument("file")
+    commands.add_parser("saved").add_argument("folder", type=Path)
     commands.add_parser("store")
     return top
 
@@ -297,6 +364,8 @@ def parser():
 def run(args):
     if args.command == "store":
         store()
+    elif args.command == "saved":
+        saved(args.folder)
     elif args.command == "lines":
         for line in Path(args.file).read_text().splitlines():
             run(parser().parse_args(shlex.split(line)))

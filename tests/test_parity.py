@@ -73,7 +73,8 @@ def read(folder: Path) -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory):
-    """All cases on disk, and what PyTorch and Hugging Face make of them in one process: case -> run -> numbers."""
+    """All cases on disk, and what PyTorch and Hugging Face make of them in one process: case -> run -> numbers; "saved": the folder
+    of the models of parity.SAVED."""
     folder, lines = tmp_path_factory.mktemp("cases"), []
     for name, (shape, (B, T), std, ignored, settings) in CASES.items():
         model = Model.init(config(*shape))
@@ -83,9 +84,11 @@ def numbers(tmp_path_factory):
         paths = (folder / name / file for file in ("model.bin", "batch.npz", "numbers.npz"))
         updates = ["--updates", updates_of(name), "--keep", *KEEP]
         lines.append(shlex.join(map(str, ["train", *paths, "--runs", *RUNS, *updates, *flags(settings)])))
+    (folder / "saved").mkdir()
+    lines.append(shlex.join(["saved", str(folder / "saved")]))  # in the same process: to start one takes longer than all of it
     (folder / "lines").write_text("\n".join(lines))
     torch_process("lines", folder / "lines")
-    return {name: read(folder / name) for name in CASES}
+    return {name: read(folder / name) for name in CASES} | {"saved": folder / "saved"}
 
 
 @pytest.mark.parametrize("attention", ["flash", "standard"])
@@ -164,6 +167,21 @@ def test_bfloat16_is_pytorchs(tmp_path):
     number = ~np.isnan(bits.view(np.float32))
     assert np.array_equal(ours[number], theirs[number])
     assert (theirs[~number] & 0x7FFF > 0x7F80).all() and (ours[~number] == 0x7FC0).all()
+
+
+@pytest.mark.parametrize("name", parity.SAVED)
+def test_what_others_save_computes_the_same(numbers, name):
+    saved = numbers["saved"]
+    with np.load(saved / f"{name}.npz", allow_pickle=False) as truth:
+        tokens, logits, greedy = truth["tokens"], truth["logits"], truth["greedy"]
+    model = Model.load(saved / name, threads=1)
+    found = model.logits(tokens)
+    rows, sizes = parity.distances("logits", {"logits": found}, {"logits": logits})
+    assert (rows <= 1e-5 * sizes).all(), f"a row is off by {(rows / sizes).max():.2g} of its norm"
+    ids = greedy[:, :3].astype(np.int32)
+    for _ in range(greedy.shape[1] - 3):
+        ids = np.concatenate([ids, model.logits(ids, last=True).argmax(-1)[:, None].astype(np.int32)], 1)
+    assert np.array_equal(ids, greedy)
 
 
 @pytest.mark.parametrize("ours_first", [True, False], ids=["gpt2flat first", "torch first"])
