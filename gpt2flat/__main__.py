@@ -7,6 +7,7 @@ from .command import run
 from .errors import UsageError
 
 COMMANDS = {
+    "prepare": "make token files out of text",
     "train": "train a model, from scratch or from a checkpoint",
     "generate": "write text with a trained model",
     "evaluate": "measure models on texts: loss, perplexity, bits per byte",

@@ -4,8 +4,8 @@ import time
 
 import numpy as np
 import pytest
-
 from awkward import EOT, awkward, plain
+
 from gpt2flat.data import bpe
 from gpt2flat.data.tokenizer import Tokenizer
 

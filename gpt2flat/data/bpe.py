@@ -3,11 +3,14 @@
 Words of more than CUT characters are the one exception: they are cut behind each CUT of them, or one word of 2 GB would
 take 100 GB of memory. tiktoken's own pattern looks ahead, which is half as fast and fails on a million spaces."""
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 import numpy as np
+
+from ..errors import UsageError
 
 END_OF_TEXT = "<|endoftext|>"
 # GPT-2's way of cutting text into words (tiktoken's r50k_base): contractions, letters, digits, signs, white space
@@ -108,6 +111,53 @@ class Encoder:
             if len(run) <= 64 and len(self._runs) < 1 << 16:
                 self._runs[run] = found
         return found
+
+
+# --- learning --------------------------------------------------------------------------------------------------------
+
+LEARNED_FROM = 1 << 27  # characters: learning keeps each different word, so that memory is bounded by them
+LEAST_VOCAB, MOST_VOCAB = 257, 1 << 16  # every byte and end-of-text; what a token file can hold
+
+
+def learn(texts: Iterable[str], size: int) -> tuple[bytes, ...]:
+    """At most `size` tokens from the first LEARNED_FROM characters: the bytes, merges by rank, and end-of-text last.
+
+    It takes Hugging Face's tokenizers: the same words as tiktoken's, in Rust, and merges that do not depend on threads. Only
+    learning needs it. Raises UsageError without it."""
+    try:
+        from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    except ImportError:
+        raise UsageError("learning a vocabulary needs the package tokenizers: pip install 'gpt2flat[bpe]'") from None
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - 1,
+        initial_alphabet=words.alphabet(),
+        max_token_length=255,
+        min_frequency=2,
+        show_progress=False,
+    )
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = words
+    learner.train_from_iterator(_first(texts, LEARNED_FROM), trainer)
+    byte_of = {shown: bytes((byte,)) for byte, shown in enumerate(shown_bytes())}
+    merges = json.loads(learner.to_str())["model"]["merges"]
+    tokens = [*byte_of.values(), *(b"".join(map(byte_of.get, "".join(pair))) for pair in merges)]
+    return (*dict.fromkeys(tokens), END_OF_TEXT.encode())
+
+
+def shown_bytes() -> list[str]:
+    """The character that stands for each byte in OpenAI's and Hugging Face's vocabularies."""
+    shown = [chr(byte) if chr(byte).isprintable() and byte not in (0x20, 0xA0, 0xAD) else "" for byte in range(256)]
+    rest = iter(range(256, 512))
+    return [character or chr(next(rest)) for character in shown]
+
+
+def _first(texts: Iterable[str], characters: int) -> Iterator[str]:
+    for text in texts:
+        yield text[:characters]
+        characters -= len(text)
+        if characters <= 0:
+            return
 
 
 def _join(rows: list[np.ndarray]) -> np.ndarray:

@@ -5,6 +5,7 @@ A shard is a token file or an array in memory. Batches are copied by position fr
 import glob
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Protocol
 
@@ -249,14 +250,22 @@ def find_shards(pattern) -> list[FileShard]:
 
 
 def find_datasets(folders) -> dict[str, tuple[Path, Path]]:
-    """Pairs <name>_train.bin, <name>_val.bin in the folders and their subfolders: {name: (train, val)}, sorted by name.
+    """Pairs <name>_train.bin, <name>_val.bin in the folders and their subfolders: {name: (train, val)}, sorted by name; of
+    shards (<name>_train_000001.bin ...) the patterns that match them.
 
     Of two pairs with the same name the one in the earlier folder counts, a folder before its subfolders."""
     found: dict[str, tuple[Path, Path]] = {}
     for folder in map(Path, folders):
-        for train in [*sorted(folder.glob("*_train.bin")), *sorted(folder.glob("*/*_train.bin"))]:
-            name = train.name.removesuffix("_train.bin")
-            val = train.with_name(f"{name}_val.bin")
-            if name and val.is_file() and train.is_file():
-                found.setdefault(name, (train, val))
+        for train in [*sorted(folder.glob("*_train*.bin")), *sorted(folder.glob("*/*_train*.bin"))]:
+            parts = re.fullmatch(r"(.+)_train(_\d+)?\.bin", train.name)
+            if not parts or not train.is_file():
+                continue
+            name, shard = parts.groups()
+            if not shard:
+                pair = train, train.with_name(f"{name}_val.bin")
+            else:
+                home = Path(glob.escape(os.fspath(train.parent)))
+                pair = home / f"{name}_train_*.bin", home / f"{name}_val_*.bin"
+            if pair[1].is_file() or (shard and glob.glob(os.fspath(pair[1]))):
+                found.setdefault(name, pair)
     return dict(sorted(found.items()))

@@ -166,8 +166,12 @@ def write_tokens(path, ids) -> None:
             raise DataError(
                 f"{path}: token {extreme} is id {ids[extreme]}, expected 0 to 65535, the ids a token file holds"
             )
-    header = struct.pack("<256i", TOKENS, TOKENS_VERSION, ids.size, *[0] * 253)
-    write_atomically(path, header, np.ascontiguousarray(ids, TOKEN_DTYPE))
+    write_atomically(path, tokens_header(ids.size), np.ascontiguousarray(ids, TOKEN_DTYPE))
+
+
+def tokens_header(count: int) -> bytes:
+    """What stands before `count` ids in a token file."""
+    return struct.pack("<256i", TOKENS, TOKENS_VERSION, count, *[0] * 253)
 
 
 # --- tokenizers (versions 1 and 2: length byte + bytes per token) -----------------------------------------------------
