@@ -15,4 +15,5 @@
 #include "classifier.c"
 #include "tiles.c"
 #include "attention.c"
+#include "decode.c"
 #include "adamw.c"

@@ -131,6 +131,34 @@ void classifier_train(float *losses, float *dinp, float *dweight, float *lse, co
                       int64_t acc_inp, int64_t acc_weight);
 int64_t classifier_scratch(int64_t N, int64_t C, int64_t V, int64_t Vp, int64_t R, int64_t BF16, int64_t NT);
 
+// decode_*: the next token of B rows whose past is in a cache; forward only. No row depends on another.
+// PACK: how a row of weight lies in W floats: 0 its C floats, W = C; else blocks of 32 elements, zeros behind C: 1 bf16, word i of
+// 16 holds element i in its lower half and element 16 + i in its upper; 2 int8, 9 words: a float scale, then the 32 numbers of
+// which each means itself times scale (rounded to float32). positions: how many tokens of a row came before, in [0,maxT) or [0,S)
+//
+// decode_embedding: out[b] = wte[tokens[b]] + wpe[positions[b]]        parallel over B
+//   out (B,C)  tokens, positions (B)  wte (Vp,C)  wpe (maxT,C)
+void decode_embedding(float *out, const int32_t *tokens, const int32_t *positions, const float *wte, const float *wpe,
+                      int64_t B, int64_t C, int64_t Vp, int64_t maxT, int64_t NT);
+// decode_linear: out = added + (x weight^T + bias); decode_linear_gelu: out = gelu(x weight^T + bias)    parallel over OC
+//   out,added (B,OC)  inp (B,C)  weight (OC,W)  bias (OC)  gain,shift (C); bias, added, gain with shift may be NULL
+//   x = inp, or layernorm's of it where there is a gain             2 B C OC flops; tree16 over C, an FMA for each addition
+void decode_linear(float *out, const float *inp, const float *added, const float *gain, const float *shift, const float *weight,
+                   const float *bias, float *scratch, int64_t B, int64_t C, int64_t OC, int64_t W, int64_t PACK, int64_t NT);
+int64_t decode_linear_scratch(int64_t B, int64_t C, int64_t OC, int64_t W, int64_t PACK, int64_t NT);
+void decode_linear_gelu(float *out, const float *inp, const float *gain, const float *shift, const float *weight,
+                        const float *bias, float *scratch, int64_t B, int64_t C, int64_t OC, int64_t W, int64_t PACK, int64_t NT);
+int64_t decode_linear_gelu_scratch(int64_t B, int64_t C, int64_t OC, int64_t W, int64_t PACK, int64_t NT);
+// decode_cache: keys, values of positions 0 to T-1 from inp, the rest stays       parallel over B KVH
+//   inp (B*T, (NH + 2*KVH)*HS) as attention's  values (B,KVH,S,HS)  S a multiple of 16, T <= S
+//   keys (B,KVH,S,HS), in blocks of 16 positions: element d of position s at (s / 16, d, s % 16) of (S / 16, HS, 16)
+void decode_cache(float *keys, float *values, const float *inp,
+                  int64_t B, int64_t T, int64_t S, int64_t NH, int64_t KVH, int64_t HS, int64_t NT);
+// decode_attention: puts keys and values of inp (B, (NH + 2*KVH)*HS) to positions[b], then attends to the positions up to it
+//   out (B, NH*HS)  the sums and bits of a row of attention (BF16 = 0)                        parallel over B KVH
+void decode_attention(float *out, float *keys, float *values, const float *inp, const int32_t *positions,
+                      int64_t B, int64_t S, int64_t NH, int64_t KVH, int64_t HS, int64_t NT);
+
 // grad_norm: norm = sqrt(sum of grads^2)                               parallel over blocks
 //   blocks of 65536 floats; inside, tree16 over runs of 4096, added in double
 void grad_norm(float *norm, const float *grads, float *scratch, int64_t P, int64_t NT);

@@ -82,6 +82,13 @@ INLINE float v16_sum(v16 a) {
     return v8_sum(_mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1)));
 }
 INLINE float v16_maximum(v16 a) { return _mm512_reduce_max_ps(a); }
+INLINE v16 v16_lower(v16 words) {                                 // the bf16 in the lower half of each word; below, in the upper
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(words), 16));
+}
+INLINE v16 v16_upper(v16 words) {
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(words), _mm512_set1_epi32((int)0xffff0000)));
+}
+INLINE v16 v16_of_int8(const void *p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p))); }
 
 // dst[c][r] = src[r][c] for a 16x16 block, in registers
 INLINE void transpose16(float *dst, int64_t dst_stride, const float *src, int64_t src_stride) {
@@ -222,6 +229,14 @@ INLINE float v16_maximum(v16 a) {
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
+INLINE __m256 v8_shl16(__m256 a) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 16)); }
+INLINE v16 v16_lower(v16 words) { return V16(v8_shl16(words.lo), v8_shl16(words.hi)); }
+INLINE v16 v16_upper(v16 words) {
+    __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32((int)0xffff0000));
+    return V16(_mm256_and_ps(words.lo, mask), _mm256_and_ps(words.hi, mask));
+}
+INLINE __m256 v8_of_int8(const void *p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p))); }
+INLINE v16 v16_of_int8(const void *p) { return V16(v8_of_int8(p), v8_of_int8((const char *)p + 8)); }
 
 // dst[c][r] = src[r][c] for a 16x16 block
 INLINE void transpose16(float *dst, int64_t dst_stride, const float *src, int64_t src_stride) {
@@ -281,6 +296,19 @@ INLINE float v16_maximum(v16 a) {
         for (int i = 0; i < w; i++) a.x[i] = a.x[i] > a.x[i + w] ? a.x[i] : a.x[i + w];
     return a.x[0];
 }
+INLINE v16 v16_bits(v16 words, int shift, uint32_t mask) {
+    v16 r;
+    for (int i = 0; i < 16; i++) {
+        uint32_t u;
+        memcpy(&u, &words.x[i], sizeof u);
+        u = u << shift & mask;
+        memcpy(&r.x[i], &u, sizeof u);
+    }
+    return r;
+}
+INLINE v16 v16_lower(v16 words) { return v16_bits(words, 16, 0xffff0000u); }
+INLINE v16 v16_upper(v16 words) { return v16_bits(words, 0, 0xffff0000u); }
+INLINE v16 v16_of_int8(const void *p) { EACH16((float)((const int8_t *)p)[i]); }
 INLINE void transpose8(float *dst, int64_t dst_stride, const float *src, int64_t src_stride) {
     for (int c = 0; c < 8; c++)
         for (int r = 0; r < 8; r++) dst[c * dst_stride + r] = src[r * src_stride + c];

@@ -246,6 +246,14 @@ class Model:
         self._program, self.batch, self._last = program, (B, T), None
         self._bind_update()
 
+    def plan_generation(self, sizes: dict[str, int]) -> dict[str, np.ndarray]:
+        """The memory of generation: floats by section in, views out. If that moves the activations of the last batch, they are planned
+        again and views of them are void. Raises CapacityError."""
+        if self.arena.plan_generation(sizes) and self.batch:
+            batch, self.batch = self.batch, None
+            self.plan(*batch)
+        return {name: self.arena.floats(name) for name in sizes}
+
     def layouts(self, program: Program) -> dict[str, Layout]:
         """The layout of every section of the arena for a program, in order of memory."""
         norm = self.kernels.scratch(OPS["grad_norm"], {"P": self._state.floats, "NT": self.threads})
@@ -284,17 +292,19 @@ class Model:
 
     # -- the passes ----------------------------------------------------------------------------------------------------
 
-    def _run(self, calls: list[Call]) -> None:
+    def run(self, calls: list[Call], sections=None) -> None:
+        """Runs bound calls on the model's threads. sections: by name, where the tensors of the calls lie, for `trace`; default the
+        model's own."""
         with self._team:
             for call in self._team.each(calls):
                 call()
                 if self.trace:
-                    self._check_finite(call)
+                    self._check_finite(call, sections or vars(self))
 
-    def _check_finite(self, call: Call) -> None:
+    def _check_finite(self, call: Call, sections) -> None:
         for arg in call.written:
             ref = call.refs[arg.name]
-            view = getattr(self, ref.section).slot(ref.name, ref.slot)
+            view = sections[ref.section].slot(ref.name, ref.slot)
             if not np.isfinite(view).all():
                 raise NonFiniteError(
                     f"{call.where}: {arg.name} is not finite, the first tensor of the step that is not"
@@ -343,7 +353,7 @@ class Model:
         tokens, targets: (B, T) integers below the vocabulary size. Drops nothing, as evaluation must, unless a dropout_key below
         2^64 is given: then what forward_backward with this key drops. Never touches gradients. Raises KernelArgError, DataError."""
         program = self._put(tokens, targets, dropout_key=dropout_key)
-        self._run(program.body if targets is None else program.forward)
+        self.run(program.body if targets is None else program.forward)
         if targets is None:
             return None
         self._last = "forward"
@@ -356,7 +366,7 @@ class Model:
             raise UsageError("backward needs a forward with targets right before it")
         self.plan(*self.batch, training=True)
         self._seed(scale)
-        self._run(self._program.backward[bool(accumulate)])
+        self.run(self._program.backward[bool(accumulate)])
         self._last = None
 
     def forward_backward(
@@ -372,8 +382,8 @@ class Model:
         key = next(self._passes) if dropout_key is None else dropout_key
         program = self._put(tokens, targets, training=True, dropout_key=key)
         self._seed(scale)
-        self._run(program.body)
-        self._run(program.train[bool(accumulate)])
+        self.run(program.body)
+        self.run(program.train[bool(accumulate)])
         return self._mean_loss()
 
     def _seed(self, scale: float) -> None:
@@ -386,7 +396,7 @@ class Model:
     def grad_norm(self) -> float:
         """The Euclidean norm of all gradients."""
         self._need_plan("grad_norm")
-        self._run([self._norm])
+        self.run([self._norm])
         return float(self.scratch["norm"][0])
 
     def update(self, lr: float = 1e-4, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0,
@@ -408,7 +418,7 @@ class Model:
                       grad_scale=min(1.0, grad_clip / norm) if grad_clip and norm else 1.0)  # fmt: skip
         for name, value in values.items():
             self.scratch[name][0] = value
-        self._run(self._adamw[decay_all])
+        self.run(self._adamw[decay_all])
         self.t, self._last = t, None
         return norm
 
@@ -448,7 +458,7 @@ class Model:
 
         tokens: (B, T) integers below V."""
         program = self._put(tokens)
-        self._run(program.body)
+        self.run(program.body)
         B, T = self.batch
         rows = self.acts["lnf"].reshape(B, T, -1)
         at = T - 1 if last else at
@@ -462,7 +472,7 @@ class Model:
             part = rows[start : start + len(chunk)]
             numbers = {**program.dims, "N": len(part), "C": part.shape[1], "OC": len(head)}
             views = {"out": chunk[: len(part)], "inp": part, "weight": head, "scratch": self.scratch["scratch"]}
-            self._run([self._call(OPS["linear"], views, numbers)])
+            self.run([self._call(OPS["linear"], views, numbers)])
             out[start : start + len(part)] = chunk[: len(part), : self.config.vocab_size]
         return out.reshape(B, T, -1) if at is None else out
 

@@ -1,98 +1,20 @@
-"""Step, and the binder that turns an architecture's steps into calls of kernels on views of the arena.
+"""Program: the calls of a model for one batch shape, forward and backward.
 
-It solves every dim from the tables, checks every shape once, reverses the steps by the d-rule and derives which gradient
-overwrites and which adds, and which steps run again in backward. Knows no architecture; bound, it is plain lists of calls."""
+It reverses the steps of an architecture by the d-rule and derives which gradient overwrites and which adds, and which steps run
+again in backward."""
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 
+from . import binding
+from .binding import Binder, Call, Ref, Step
 from .errors import KernelArgError
-from .kernels.ops import OPS, Arg, Kernel, Op
-from .memory import axes as ax
+from .kernels.ops import OPS
 from .memory.layout import ALIGN, Layout, Row
 
 READS = ("read", "index", "knob")  # the roles of activations that a forward kernel reads
 
 
-@cache
-def _split(name: str) -> tuple[str, str | None]:
-    """ "stream[l+1]" -> ("stream", "l+1")."""
-    return re.fullmatch(r"(\w+)(?:\[(.+)\])?", name).groups()
-
-
-@dataclass(frozen=True, init=False)
-class Step:
-    """One op and the names of its tensors: Step("linear", out="qkv", inp="ln1", weight="qkvw", bias="qkvb").
-
-    In a block a name means the layer's slot, or the only slot; "stream[l+1]" names one. Nothing else belongs here."""
-
-    op: str
-    names: dict[str, str]
-
-    def __init__(self, op: str, **names: str):
-        object.__setattr__(self, "op", op)
-        object.__setattr__(self, "names", names)
-
-
-@dataclass(frozen=True)
-class Ref:
-    """A tensor of the arena: section, row and slot (0 for a row that is not stacked)."""
-
-    section: str
-    name: str
-    slot: int = 0
-    stacked: bool = False
-
-    def __str__(self) -> str:
-        return f'{self.section}["{self.name}"]' + (f"[{self.slot}]" if self.stacked else "")
-
-
-@dataclass
-class Call:
-    """A kernel call of a program. Program.bind sets `run`; `numbers`: dims and acc flags; `kind`: one for alike calls."""
-
-    kernel: Kernel
-    op: Op
-    layer: int | None
-    refs: dict[str, Ref]
-    shapes: dict[str, tuple[int, ...]]
-    numbers: dict[str, int]
-    run: Callable = field(default=None, repr=False)
-
-    def __call__(self) -> None:
-        self.run()
-
-    @cached_property
-    def kind(self) -> tuple:
-        return self.kernel.name, *(self.numbers[name] for name in (*self.kernel.dims, *self.kernel.accs))
-
-    @property
-    def where(self) -> str:
-        """For messages: "linear_forward, layer 3, writing acts["qkv"][3]"."""
-        layer = "" if self.layer is None else f", layer {self.layer}"
-        return f"{self.kernel.name}{layer}, writing {', '.join(str(self.refs[a.name]) for a in self.written)}"
-
-    @property
-    def written(self) -> list[Arg]:
-        return [a for a in self.kernel.args if a.name in self.refs and not (a.const or a.role in ("work", "scratch"))]
-
-    @property
-    def accs(self) -> dict[str, int]:
-        return {acc: self.numbers[acc] for acc in self.kernel.accs if "d" + acc[4:] in self.refs}
-
-    @property
-    def flops(self) -> int:
-        return self.op.count_flops(self.kernel, self.numbers)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes that the call reads and writes at least."""
-        return sum(move.bytes for move in self.op.moves(self.kernel, self.numbers) if move.name in self.refs)
-
-
-class Program:
+class Program(Binder):
     """The calls of a model for one (B, T).
 
     forward: losses only.  body: forward without the classifier.  train[acc] and backward[acc]: what follows body, or forward, to
@@ -101,15 +23,15 @@ class Program:
 
     def __init__(self, head, block, tail, params, acts, dims: dict[str, int], kernels, recompute: int = 0):
         """head, block, tail: Steps; params, acts: Rows; dims: all of them; kernels: a backend; recompute: 0 to 3."""
-        self.dims = dims
         layers = [(s, l) for l in range(dims["L"]) for s in block]
-        self.steps = [(s, None) for s in head] + layers + [(s, None) for s in tail]
+        super().__init__([(s, None) for s in head] + layers + [(s, None) for s in tail], {}, dims)
         used = {name.split("[")[0] for step, _ in self.steps for name in step.names.values()}
         known = {row.name: row for row in acts} | {row.name: row for row in params}
         for name in sorted(used - set(known)):
             raise KernelArgError(f"a step names {name!r}, which is in no table")
         self.params = Layout.plan(params, dims)
         self.acts = Layout.plan([row.at(recompute) for row in acts if row.name in used], dims, ALIGN)
+        self.layouts = {"params": self.params, "acts": self.acts}
         indices = range(len(self.steps))
         self.makers = {tensor: i for i in indices for tensor in self._tensors(i, "written", "saved")}
         # row with one slot -> the slot of which it holds the contents after body
@@ -121,6 +43,7 @@ class Program:
         self.homes = {row: self.acts[row].row.home for i in indices for row, _ in self._tensors(i, "written", "read")}
         homes = [known[name] for name in dict.fromkeys(self.homes.values())]
         self.dacts = Layout.plan([Row(row.name, row.axes) for row in homes], dims, ALIGN)
+        self.layouts |= {"grads": self.params, "dacts": self.dacts}
         self.body = [self._call(step, layer, "forward") for step, layer in self.steps[:-1]]
         last = self.steps[-1]  # the head, which after forward has losses already
         self.forward = self.body + [self._call(*last, "forward")]
@@ -136,54 +59,12 @@ class Program:
 
     def bind(self, sections, kernels) -> None:
         """Puts views of `sections` (by name) and the kernels' functions into the calls."""
-        scratch = sections["scratch"]["scratch"]
-        for call in self.calls:
-            views = {arg: sections[ref.section].slot(ref.name, ref.slot) for arg, ref in call.refs.items()}
-            call.run = kernels.bind(call.kernel, {**views, "scratch": scratch}, call.numbers)
-
-    def _slot(self, name: str, layer: int | None) -> tuple[str, int | None]:
-        """The row that a step's name means in a layer, and which slot of it if there were all of them."""
-        name, index = _split(name)
-        return name, ax.size(index, {"L": self.dims["L"], "l": layer or 0}) if index else layer
-
-    def _tensors(self, index: int, *roles: str) -> list[tuple[str, int | None]]:
-        """Row and slot of the tensors that a step has in these roles."""
-        step, layer = self.steps[index]
-        return [self._slot(step.names[a.name], layer) for a in OPS[step.op].args(*roles) if a.name in step.names]
-
-    def _ref(self, name: str, layer: int | None) -> Ref:
-        name, slot = self._slot(name, layer)
-        section = "params" if name in self.params else "acts"
-        place = (self.params if section == "params" else self.acts)[name]
-        if slot is None or place.slots <= 1:  # not stacked, or the only slot
-            slot = 0
-        elif not 0 <= slot < place.slots:
-            raise KernelArgError(f"{name}[{slot}] is beyond its {place.slots} slots")
-        return Ref(section, name, slot, bool(place.row.slots))
+        binding.bind(self.calls, sections, kernels)
 
     def _gradient(self, ref: Ref) -> Ref:
         if ref.section == "params":
             return Ref("grads", ref.name, ref.slot, ref.stacked)
         return Ref("dacts", self.homes[ref.name])
-
-    def _shape(self, ref: Ref) -> tuple[int, ...]:
-        return getattr(self, {"grads": "params"}.get(ref.section, ref.section))[ref.name].slot_shape
-
-    def _call(self, step: Step, layer: int | None, form: str, accs: dict[str, int] | None = None) -> Call:
-        op, accs, refs = OPS[step.op], accs or {}, {}
-        kernel = getattr(op, form)
-        for arg in kernel.args:
-            of = arg.name if arg.name in step.names else arg.name[1:]
-            if of in step.names and (of == arg.name or arg.const or f"acc_{of}" in accs):
-                ref = self._ref(step.names[of], layer)
-                refs[arg.name] = ref if of == arg.name else self._gradient(ref)
-            elif not arg.optional and arg.role != "scratch":
-                raise KernelArgError(f"step {step.op}: {arg.name} is not named")
-        where = f"step {step.op}" + ("" if layer is None else f", layer {layer}")
-        shapes = {name: self._shape(ref) for name, ref in refs.items()}
-        axes = {a.name: a.axes for a in kernel.args if a.name in refs}
-        numbers = ax.solve(where, axes, shapes, self.dims)
-        return Call(kernel, op, layer, refs, shapes, {**numbers, **dict.fromkeys(kernel.accs, 0), **accs})
 
     def _reverse(self, add: bool) -> list[Call]:
         """The steps backwards. A home is live from its first writer until the step that made the tensor it is named after: a write

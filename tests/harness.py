@@ -18,6 +18,8 @@ import numpy as np
 import truth
 from gpt2flat import kernels
 from gpt2flat.kernels.ops import I32, KERNELS, MODES, OP_OF, OPS
+from gpt2flat.generation.packed import pack_rows
+from gpt2flat.kernels.packing import packed_floats
 from gpt2flat.memory import axes as ax
 from gpt2flat.model import Model
 from homes import Bare, Placed
@@ -34,6 +36,7 @@ SIZES = {
     "OC": (1, 47, 16, 193, 9, 48, 97), "KVH": (1, 2, 1, 3), "group": (1, 1, 2), "HS": (1, 16, 17, 64, 8, 33),
     "V": (2, 193, 50, 192, 17, 387), "pad": (0, 15, 1), "extra": (0, 3), "R": (1024, 3, 16, 1, 32),
     "P": (1, 17, 4097, 65537, 140001), "BF16": (0, 1, 0, 1, 1),
+    "PACK": (0, 1, 2),
 }  # fmt: skip
 # Sizes that only one op's blocking makes special: K > 768 and M > 1024 of each of the three GEMMs, a weight gradient
 # that needs more scratch than the other two, two blocks of keys.
@@ -83,6 +86,8 @@ def dims_of(op, free: dict[str, int]) -> tuple[tuple[str, int], ...]:
     if "T" in names:
         derived["N"] = free["B"] * free["T"]
     modes = dict.fromkeys(MODES, 0)
+    derived["S"] = -(-(free["T"] + free["extra"]) // 16) * 16
+    derived["W"] = packed_floats(free["C"], free.get("PACK", 0))
     return tuple((name, (modes | free | derived)[name]) for name in names)
 
 
@@ -113,7 +118,7 @@ def inputs(case: Case) -> dict[str, np.ndarray | None]:
 def _inputs(case: Case) -> dict[str, np.ndarray | None]:
     kernel, op = KERNELS[case.kernel], OP_OF[case.kernel]
     known = {}
-    for arg in op.args("saved") if op.update else ():  # the optimizer's state is read and written
+    for arg in op.args("saved") if op.alone else ():  # the optimizer's state and the cache are read and written
         state = numbers(case, arg)
         known[arg.name] = abs(state) if arg.name == "v" else state
     for arg in op.args("read", "index", "knob", "weight"):
@@ -125,7 +130,7 @@ def _inputs(case: Case) -> dict[str, np.ndarray | None]:
     for i, arg in enumerate(kernel.args):
         if arg.role == "gradient" and (arg.const or _accumulates(kernel, case, i)):
             given[arg.name] = numbers(case, arg)
-        elif arg.name in known and (arg.const or op.update):
+        elif arg.name in known and (arg.const or op.alone):
             given[arg.name] = known[arg.name]
         elif arg.role == "work" and arg.dtype == I32:
             given[arg.name] = np.zeros(ax.shape(arg.axes, case.dims), np.int32)
@@ -149,9 +154,15 @@ def _rng(case: Case, name: str):
 
 
 def numbers(case: Case, arg) -> np.ndarray:
-    rng, shape = _rng(case, arg.name), ax.shape(arg.axes, case.dims)
+    rng, shape, pack = _rng(case, arg.name), ax.shape(arg.axes, case.dims), case.dims.get("PACK", 0)
+    if arg.axes == "OC,W" and pack:
+        rows = numbers(replace(case, sizes=tuple((case.dims | {"PACK": 0, "W": case.dims["C"]}).items())), arg)
+        packed = np.empty(shape, np.float32)
+        pack_rows(packed, rows, pack)
+        return packed
     if arg.role == "index":
-        low, high = {"targets": (-1, case.dims.get("V")), "tokens": (0, case.dims.get("Vp"))}[arg.name]
+        places = case.dims.get("S", case.dims.get("maxT"))
+        low, high = {"targets": (-1, case.dims.get("V")), "tokens": (0, case.dims.get("Vp")), "positions": (0, places)}[arg.name]
         ids = rng.integers(low, high, shape)
         return np.where(rng.random(shape) < 0.1, low, ids).astype(np.int32)  # -1, and a token that comes often
     if arg.role == "knob":
@@ -238,7 +249,7 @@ def expected(case: Case) -> dict[str, truth.Num]:
 
 def read_by(kernel) -> set[str]:
     """Names of the arguments whose values a kernel may use."""
-    return {a.name for a in kernel.args if a.const or (OP_OF[kernel.name].update and a.role == "saved")}
+    return {a.name for a in kernel.args if a.const or (OP_OF[kernel.name].alone and a.role == "saved")}
 
 
 def check(case: Case, native, threads: int = 1) -> dict[str, np.ndarray]:
@@ -289,6 +300,9 @@ def cases(fills=FILLS) -> list[Case]:
         found += [replace(middle, acc=all_accs)] * bool(all_accs)
         if any(arg.optional for arg in kernel.args) or any(arg.optional for arg in op.args("weight", "read")):
             found += [replace(middle, absent=True)]
+        for pack in (1, 2) if "PACK" in kernel.dims else ():
+            sizes = dict(dims_of(op, dict(middle.sizes) | {"KVH": 1, "group": 1, "V": 1, "pad": 0, "T": 1, "extra": 0, "PACK": pack}))
+            found += [replace(middle, sizes=tuple(sizes.items()), fill=fill) for fill in fills]
         if any(arg.name == "p_drop" for arg in kernel.args):
             found += [replace(middle, p_drop=0.4, acc=acc) for acc in (0, all_accs)]
     return list(dict.fromkeys(found))
@@ -309,4 +323,4 @@ def calls_of_a_step(config, B: int, T: int) -> dict[str, int]:
 
 
 def ops_with_backward() -> list:
-    return [op for op in OPS.values() if not op.update]
+    return [op for op in OPS.values() if not op.alone]

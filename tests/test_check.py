@@ -175,7 +175,7 @@ def test_files_are_found_or_asked_for(small, stored, capsys, monkeypatch):
 # --- numeric gradients
 
 
-FORWARDS = [op for op in OPS.values() if not op.update]
+FORWARDS = harness.ops_with_backward()
 
 
 @pytest.mark.parametrize("op", FORWARDS, ids=lambda op: op.name)

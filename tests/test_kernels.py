@@ -34,7 +34,7 @@ def free_sizes(largest: int = 70):
     known = {dim: [n for n in sizes if n <= 200] for dim, sizes in harness.SIZES.items()}
     sizes = {dim: st.one_of(st.sampled_from(some), st.integers(1, largest)) for dim, some in known.items()}
     small = {"B": st.integers(1, 3), "KVH": st.integers(1, 3), "group": st.integers(1, 3), "extra": st.integers(0, 9),
-             "pad": st.integers(0, 20), "P": st.integers(1, 5000)}  # fmt: skip
+             "pad": st.integers(0, 20), "P": st.integers(1, 5000), "PACK": st.integers(0, 2)}  # fmt: skip
     return st.fixed_dictionaries(sizes | small)
 
 

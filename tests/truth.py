@@ -15,6 +15,8 @@ LANES = 16
 
 def run(name: str, arrays: dict, dims: dict) -> dict[str, Num]:
     """The reference of one kernel on arrays (float64, float32 or int32) by argument name. Absent arguments are None."""
+    if dims.get("PACK"):
+        arrays = arrays | {"weight": unpacked(arrays["weight"], dims["C"], dims["PACK"])}
     given = {k: v if v is None or np.asarray(v).dtype.kind in "ib" else num(v) for k, v in arrays.items()}
     with np.errstate(all="ignore"):  # NaN and infinite inputs are cases too
         return globals()[name](**given, **dims)
@@ -235,6 +237,81 @@ def classifier_backward(dlosses, lse, inp, targets, weight, V, Vp, N, BF16, **_)
 def classifier_train(dlosses, inp, targets, weight, **dims):
     forward = classifier_forward(inp, targets, weight, **dims)
     return forward | classifier_backward(dlosses, forward["lse"], inp, targets, weight, **dims)
+
+
+# --- decode: the next token of each row
+
+
+def unpacked(weight, C: int, PACK: int) -> np.ndarray:
+    """The numbers that packed rows (OC, W) mean, float32: element by element, as kernels.h has it."""
+    rows = [row.tobytes() for row in np.asarray(weight, np.float32)]
+    out = np.empty((len(rows), C), np.float32)
+    for j in range(C):
+        block, i = divmod(j, 32)
+        for row, raw in enumerate(rows):
+            if PACK == 1:
+                at = block * 64 + i % 16 * 4 + i // 16 * 2
+                out[row, j] = np.frombuffer(b"\0\0" + raw[at : at + 2], "<f4")[0]
+            else:
+                scale = np.frombuffer(raw, "<f4", 1, block * 36)[0]
+                out[row, j] = scale * np.float32(np.frombuffer(raw, "i1", 1, block * 36 + 4 + i)[0])
+    return out
+
+
+def decode_embedding(tokens, positions, wte, wpe, **_):
+    return {"out": wte[tokens] + wpe[positions]}
+
+
+def _decode_product(inp, weight, gain, shift, bias, C):
+    x = inp if gain is None else layernorm_forward(inp, gain, shift, C)["out"]
+    out = x @ weight.T
+    return out if bias is None else out + bias
+
+
+def decode_linear(inp, weight, C, added=None, gain=None, shift=None, bias=None, **_):
+    out = _decode_product(inp, weight, gain, shift, bias, C)
+    return {"out": out if added is None else out + added}
+
+
+def decode_linear_gelu(inp, weight, C, gain=None, shift=None, bias=None, **_):
+    return gelu_forward(_decode_product(inp, weight, gain, shift, bias, C))
+
+
+def blocked(keys, B, S, KVH, HS):
+    """Keys by position -> as the cache has them; and back, with `by_position`."""
+    return keys.reshape(B, KVH, S // 16, 16, HS).swapaxes(3, 4).reshape(B, KVH, S, HS)
+
+
+def by_position(keys, B, S, KVH, HS):
+    return keys.reshape(B, KVH, S // 16, HS, 16).swapaxes(3, 4).reshape(B, KVH, S, HS)
+
+
+def _kept(keys, values, inp, rows, places, B, S, NH, KVH, HS):
+    """Keys by position and values, with those of inp (rows (B, n)) at places (B, n)."""
+    keys, values = by_position(keys, B, S, KVH, HS).value.copy(), values.value.copy()
+    new = inp.value.reshape(len(inp.value), NH + 2 * KVH, HS)
+    for b in range(B):
+        for row, place in zip(rows[b], places[b]):
+            keys[b, :, place], values[b, :, place] = new[row, NH : NH + KVH], new[row, NH + KVH :]
+    return keys, values
+
+
+def decode_cache(keys, values, inp, B, T, S, NH, KVH, HS, **_):
+    rows = np.arange(B * T).reshape(B, T)
+    keys, values = _kept(keys, values, inp, rows, rows % T, B, S, NH, KVH, HS)
+    return {"keys": num(blocked(keys, B, S, KVH, HS)), "values": num(values)}
+
+
+def decode_attention(keys, values, inp, positions, B, S, NH, KVH, HS, **_):
+    keys, values = _kept(keys, values, inp, np.arange(B)[:, None], positions[:, None], B, S, NH, KVH, HS)
+    seen = (np.arange(S) <= positions[:, None]).reshape(B, 1, 1, S)
+    query = inp.reshape(B, 1, NH + 2 * KVH, HS)[:, :, :NH].swapaxes(1, 2)
+    key, value = (num(np.where(seen[..., 0, :, None], x, 0.0)).repeat(NH // KVH, 1) for x in (keys, values))
+    scores = _scores(query, key, HS, 0)
+    top = num(np.where(seen, scores.value, -np.inf).max(3, keepdims=True))
+    weights = (scores - top).only(seen).exp().only(seen)
+    out = weights @ value / weights.sum(3, keepdims=True)
+    return {"out": out.reshape(B, NH * HS), "keys": num(blocked(keys, B, S, KVH, HS)), "values": num(values)}
 
 
 # --- optimizer

@@ -3,7 +3,7 @@
 Nothing here runs. A row or step changed here changes sizes, checkpoints, listings, pictures and training alike."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import UsageError
 from ..kernels.ops import MODES
@@ -164,6 +164,41 @@ TAIL = (
     Step("layernorm", out="lnf", mean="lnf_mean", rstd="lnf_rstd", inp="stream[L]", weight="lnfw", bias="lnfb"),
     Step("classifier", losses="losses", lse="lse", inp="lnf", targets="targets", weight="wte", logits="logits", held="held"),
 )
+# fmt: on
+# Generation, B rows at once. CACHE: keys and values of S positions. READ_ACTS, READ: a prompt, on its way into the cache, in one
+# slot for all layers. TOKEN_ACTS, TOKEN: one more token of each row; "head" is the part of wte that has a meaning.
+# fmt: off
+CACHE = (
+    Row("keys",      "B, KVH, S, HS", slots="L"),
+    Row("values",    "B, KVH, S, HS", slots="L"),
+)
+TOKEN_ACTS = (
+    Row("tokens",    "B", dtype="i32"),
+    Row("positions", "B", dtype="i32"),
+    Row("stream",    "B, C"),
+    Row("qkv",       "B, (NH+2*KVH)*HS"),
+    Row("atty",      "B, NH*HS"),
+    Row("mid",       "B, C"),
+    Row("fch",       "B, F"),
+    Row("logits",    "B, V"),
+)
+HEAD_ROW = Row("head", "V, C")
+TOKEN_HEAD = (
+    Step("decode_embedding",   out="stream", tokens="tokens", positions="positions", wte="wte", wpe="wpe"),
+)
+TOKEN = (
+    Step("decode_linear",      out="qkv", inp="stream", gain="ln1w", shift="ln1b", weight="qkvw", bias="qkvb"),
+    Step("decode_attention",   out="atty", keys="keys", values="values", inp="qkv", positions="positions"),
+    Step("decode_linear",      out="mid", inp="atty", added="stream", weight="attprojw", bias="attprojb"),
+    Step("decode_linear_gelu", out="fch", inp="mid", gain="ln2w", shift="ln2b", weight="fcw", bias="fcb"),
+    Step("decode_linear",      out="stream", inp="fch", added="mid", weight="fcprojw", bias="fcprojb"),
+)
+TOKEN_TAIL = (
+    Step("decode_linear",      out="logits", inp="stream", gain="lnfw", shift="lnfb", weight="head"),
+)
+READ = (*FUSED[:2], Step("decode_cache", keys="keys", values="values", inp="qkv"), *FUSED[2:])
+READ_ACTS = tuple(replace(row, slots="") for row in ACTS if row.name in
+                  {name.partition("[")[0] for step in (*HEAD, *READ) for name in step.names.values()})
 # fmt: on
 # what begins the residual stream or is added to it -> the part of the model that dropout gets it from
 DROPPED = {"stream[0]": "emb", "attproj": "attproj", "mid": "attproj", "fcproj": "fcproj", "stream[l+1]": "fcproj"}

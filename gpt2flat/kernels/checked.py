@@ -9,6 +9,7 @@ import numpy as np
 from ..errors import KernelArgError
 from ..memory import axes as ax
 from .ops import KERNELS, MODES, OP_OF, Arg, Kernel
+from .packing import packed_floats
 
 MAX_THREADS = 1024
 DTYPES = {"f32": np.dtype("<f4"), "i32": np.dtype("<i4")}
@@ -105,15 +106,21 @@ def _check_values(name: str, tensors: Tensors, dims: dict[str, int]) -> None:
         raise KernelArgError(f"{name}: NT = {dims['NT']} threads, expected 1 to {MAX_THREADS}")
     for mode, allowed in MODES.items():
         if dims[mode] not in allowed:
-            words = "0 or 1" if len(allowed) == 2 else f"a multiple of {allowed.step} up to {allowed[-1]}"
+            words = f"a multiple of {allowed.step} up to {allowed[-1]}" if allowed.step > 1 else f"0 to {allowed[-1]}"
             raise KernelArgError(f"{name}: {mode} = {dims[mode]}, expected {words}")
-    for small, large in (("T", "maxT"), ("V", "Vp"), ("KVH", "NH")):
+    for small, large in (("T", "maxT"), ("T", "S"), ("V", "Vp"), ("KVH", "NH")):
         if small in dims and large in dims and not 0 < dims[small] <= dims[large]:
             raise KernelArgError(f"{name}: {small} = {dims[small]}, expected 1 to {large} = {dims[large]}")
     for part, whole in (("KVH", "NH"), ("T", "N")):
         if part in OP_OF[name].dims and part in dims and whole in dims and dims[whole] % dims[part]:
             raise KernelArgError(f"{name}: {part} = {dims[part]} does not divide {whole} = {dims[whole]}")
-    limits = {"tokens": (0, dims.get("Vp")), "targets": (-1, dims.get("V"))}
+    if "S" in dims and dims["S"] % 16:
+        raise KernelArgError(f"{name}: S = {dims['S']}, expected a multiple of 16")
+    if "W" in dims and dims["W"] != (wanted := packed_floats(dims["C"], dims["PACK"])):
+        raise KernelArgError(f"{name}: W = {dims['W']}, expected {wanted} for C = {dims['C']} and PACK = {dims['PACK']}")
+    if "gain" in tensors and (tensors["gain"] is None) != (tensors["shift"] is None):
+        raise KernelArgError(f"{name}: gain and shift come together, expected both or none")
+    limits = {"tokens": (0, dims.get("Vp")), "targets": (-1, dims.get("V")), "positions": (0, dims.get("S", dims.get("maxT")))}
     for index, (low, high) in limits.items():
         ids = tensors.get(index)
         if ids is not None and not (low <= ids.min() and ids.max() < high):

@@ -11,7 +11,7 @@ import numba
 import numpy as np
 
 HERE = Path(__file__).parent
-STEMS = ("linear", "layernorm", "embedding", "gelu", "residual", "dropout", "fused", "attention", "classifier", "adamw")  # of csrc/
+STEMS = ("linear", "layernorm", "embedding", "gelu", "residual", "dropout", "fused", "attention", "classifier", "decode", "adamw")  # of csrc/
 PARTS = ("jit", "rows", "gemm")  # what they are made of
 
 

@@ -12,7 +12,7 @@ from ..memory import axes as ax
 
 F32, I32 = "f32", "i32"
 # dims that no shape tells: how a kernel computes, 0 unless asked for; their values
-MODES = {"BF16": range(2), "QB": range(0, 513, 16), "KB": range(0, 193, 16)}
+MODES = {"BF16": range(2), "QB": range(0, 513, 16), "KB": range(0, 193, 16), "PACK": range(3)}
 READ, UPDATE, WRITE = range(3)  # what a kernel does to an array; of csrc/kernels.h, stream
 
 
@@ -56,6 +56,7 @@ class Op:
     knob: one-element values that change between calls; weight: parameters; work: state between the op's own kernels.
     `back` names the forward arguments that backward reads besides the gradients. To those of `identity` the gradient passes
     unchanged: where the homes coincide it is there already and backward does not write it. A `head` op ends the program and has a train form.
+    An op of the optimizer or of generation stands alone: no backward, its kernel is named like the op, and what it saves it also reads.
     `flops` are of forward; backward costs twice as many unless `back_flops` says otherwise. A kernel moves all of each
     tensor once, or of a table what `visited` says: the rows that ids pick."""
 
@@ -72,13 +73,18 @@ class Op:
     scratch: str = ""  # which kernels take scratch: "", "backward" or "forward backward"
     identity: str = ""
     head: bool = False
-    update: bool = False  # belongs to the optimizer: no backward, its kernel is named like the op
+    update: bool = False  # belongs to the optimizer
+    decode: bool = False  # belongs to generation
     flops: str = "0"
     back_flops: str = ""
     visited: str = ""
 
     def args(self, *roles: str) -> tuple[Arg, ...]:
         return tuple(arg for role in roles for arg in _parse(getattr(self, role), role))
+
+    @property
+    def alone(self) -> bool:
+        return self.update or self.decode
 
     @cached_property
     def differentiable(self) -> tuple[Arg, ...]:
@@ -87,7 +93,7 @@ class Op:
     def _kernel(self, form: str, written: tuple[Arg, ...], read: tuple[Arg, ...], accs=()) -> Kernel:
         constant = tuple(Arg(a.name, a.axes, a.role, a.dtype, a.optional, const=True) for a in read)
         scratch = (Arg("scratch", "", "scratch"),) if form in self.scratch.split() else ()
-        name = self.name if self.update else f"{self.name}_{form}"
+        name = self.name if self.alone else f"{self.name}_{form}"
         return Kernel(name, written + constant + self.args("work") + scratch, (*self.dims.split(), "NT"), accs)
 
     @cached_property
@@ -114,7 +120,7 @@ class Op:
 
     @cached_property
     def kernels(self) -> tuple[Kernel, ...]:
-        both = (self.forward,) if self.update else (self.forward, self.backward)
+        both = (self.forward,) if self.alone else (self.forward, self.backward)
         return both + ((self.train,) if self.head else ())
 
     def count_flops(self, kernel: Kernel, numbers: dict[str, int]) -> int:
@@ -132,7 +138,7 @@ class Op:
             if arg.role in ("work", "scratch"):
                 continue
             source = arg.name[1:] if arg.role == "gradient" else arg.name
-            added = arg.role == "gradient" and numbers.get(f"acc_{source}") or self.update and arg.role == "saved"
+            added = arg.role == "gradient" and numbers.get(f"acc_{source}") or self.alone and arg.role == "saved"
             what = READ if arg.const else UPDATE if added else WRITE
             axes = arg.axes if what == WRITE else visited.get(source, arg.axes)  # what overwrites a table writes all
             floats = min(ax.floats(axes, numbers), ax.floats(arg.axes, numbers))  # ids repeat where they outnumber rows
@@ -169,6 +175,9 @@ _FUSED = dict(
     identity="added",
 )
 
+_DECODE = dict(scratch="forward", decode=True, flops="2*B*C*OC", dims="B C OC W PACK", written="out[B,OC]",
+               weight="gain?[C] shift?[C] weight[OC,W] bias?[OC]")  # fmt: skip
+
 OPS = {
     op.name: op
     for op in (
@@ -190,6 +199,14 @@ OPS = {
         Op("classifier", dims="N C V Vp R BF16", written="losses[N]", saved="lse[N]", read="inp[N,C]", index="targets[N]",
            weight="weight[Vp,C]", work="logits[R,Vp] held:i[1]", back="lse inp targets weight", head=True,
            scratch="forward backward train", flops="2*N*C*Vp"),
+        Op("decode_embedding", dims="B C Vp maxT", written="out[B,C]", index="tokens[B] positions[B]", weight="wte[Vp,C] wpe[maxT,C]",
+           decode=True, flops="B*C", visited="wte[B,C] wpe[B,C]"),
+        Op("decode_linear", read="inp[B,C] added?[B,OC]", **_DECODE),
+        Op("decode_linear_gelu", read="inp[B,C]", **_DECODE),
+        Op("decode_cache", dims="B T S NH KVH HS", saved="keys[B,KVH,S,HS] values[B,KVH,S,HS]", read="inp[B*T, (NH+2*KVH)*HS]",
+           decode=True, visited="keys[B,KVH,T,HS] values[B,KVH,T,HS]"),
+        Op("decode_attention", dims="B S NH KVH HS", written="out[B, NH*HS]", saved="keys[B,KVH,S,HS] values[B,KVH,S,HS]",
+           read="inp[B, (NH+2*KVH)*HS]", index="positions[B]", decode=True, flops="4*B*S*NH*HS"),
         Op("grad_norm", dims="P", written="norm[1]", read="grads[P]", scratch="forward", update=True, flops="2*P"),
         Op("adamw", dims="P", saved="params[P] m[P] v[P]", read="grads[P]",
            knob="lr[1] beta1[1] beta2[1] eps[1] weight_decay[1] correction1[1] correction2[1] grad_scale[1]",

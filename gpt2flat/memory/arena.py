@@ -1,9 +1,9 @@
 """The arena: one reservation of address space that holds every float, cut into sections, and the views into it.
 
-  header | params | grads | m | v || scratch | dacts | acts            (|| = what a new (B, T) plans again)
+  header | params | grads | m | v | kv | packed | token | prompt || scratch | dacts | acts     (|| = what a new (B, T) plans again)
 
-Header and params are the image of an llm.c checkpoint, so a load is one read and a save is one write. Pages cost memory
-only once they are touched. The only file that knows where the floats are."""
+Header and params are the image of an llm.c checkpoint, so a load is one read and a save is one write. kv to prompt are
+generation's. Pages cost memory only once they are touched. The only file that knows where the floats are."""
 
 import mmap
 import os
@@ -21,6 +21,7 @@ PAGE_FLOATS = max(mmap.PAGESIZE, 4096) // 4
 LEAST_ROOM = 1 << 26
 MAP_NORESERVE = 0x4000  # Linux; Python names it from 3.13 on
 STATE = ("header", "params", "grads", "m", "v")
+GENERATION = ("kv", "packed", "token", "prompt")
 WORK = ("scratch", "dacts", "acts")
 DTYPES = {"f32": np.float32, "i32": np.int32}
 
@@ -77,7 +78,8 @@ class Arena:
         self.state_end = at
         self._map = self._reserve_room()
         self._floats, self._skip = _floats(self._map)
-        self.end = self.state_end
+        self.end = self.work_start = self.state_end
+        self.turn = 0  # plans of generation so far
         self._admitted: dict[str, int] = {}  # bytes by section that were checked against free memory
         self._spare = 0  # bytes of the plan that more recompute would save
         self.admit("header", "params")
@@ -107,6 +109,10 @@ class Arena:
         """All floats in use, header first."""
         return self._floats[: self.end]
 
+    def floats(self, name: str) -> np.ndarray:
+        """All floats of a section."""
+        return self._floats[self.starts[name] : self.starts[name] + self.sizes[name]]
+
     def section(self, name: str, layout: Layout, names: dict[str, str] | None = None) -> Section:
         start = self.starts[name]
         return Section(name, self._floats[start : start + layout.floats], layout, names)
@@ -124,31 +130,47 @@ class Arena:
         sizes: floats by section; spare: those that --recompute 3 would save, for the advice; training: all that it touches is
         admitted as well, and with the rest at once: what is admitted and not yet touched still counts as free. Raises CapacityError
         with a breakdown when they cannot fit; the old plan then stays."""
-        starts, at, self._spare = {}, self.state_end, 4 * spare
-        for name in WORK:
-            starts[name] = at
-            at = _round_up(at + sizes[name], PAGE_FLOATS)
+        self._spare = 4 * spare
+        starts, at = _places(self.work_start, {name: sizes[name] for name in WORK})
         new = {name: 4 * sizes[name] for name in WORK if training or name != "dacts"}
         if training:
             new |= {name: 4 * self.sizes[name] for name in STATE if name not in self._admitted}
         self._require(sum(new.values()) - sum(self._admitted.get(name, 0) for name in WORK), {**self.sizes, **sizes})
-        if at > len(self._floats):
+        self._replace(self.work_start, starts, at, sizes, new, "a smaller batch")
+
+    def plan_generation(self, sizes: dict[str, int]) -> bool:
+        """Plans kv, packed, token and prompt (floats by section) anew, and nothing behind them; True if anything moved. A plan of the
+        same sizes stays where it is, with its contents. Raises CapacityError; the old plan then stays."""
+        if moved := sizes != {name: self.sizes.get(name) for name in GENERATION}:
+            starts, at = _places(self.state_end, {name: sizes[name] for name in GENERATION})
+            new = {name: 4 * sizes[name] for name in GENERATION}
+            held = sum(self._admitted.get(name, 0) for name in (*GENERATION, *WORK))
+            all_sizes = {**self.sizes, **sizes, **dict.fromkeys(WORK, 0)}
+            self._require(sum(new.values()) - held, all_sizes, "fewer rows, a smaller capacity")
+            self._replace(self.state_end, starts, at, {**sizes, **dict.fromkeys(WORK, 0)}, new, "fewer rows, a smaller capacity")
+            self.work_start = at
+        self.turn += 1
+        return moved
+
+    def _replace(self, begin: int, starts: dict, end: int, sizes: dict, admitted: dict, smaller: str) -> None:
+        """Gives back what lies behind `begin` and puts other sections there."""
+        if end > len(self._floats):
             raise CapacityError(
-                f"the plan of {human(at * 4)} does not fit the {human(len(self._floats) * 4)} of address space that could be "
-                f"reserved: raise the limit (ulimit -v) or take a smaller batch ({self.breakdown(sizes)})"
+                f"the plan of {human(end * 4)} does not fit the {human(len(self._floats) * 4)} of address space that could be "
+                f"reserved: raise the limit (ulimit -v) or take {smaller} ({self.breakdown(sizes)})"
             )
-        if self.end > self.state_end:
-            _release(self._map, self._skip + self.state_end * 4, (self.end - self.state_end) * 4)
-        self._admitted = {name: size for name, size in self._admitted.items() if name not in WORK} | new
+        if self.end > begin:
+            _release(self._map, self._skip + begin * 4, (self.end - begin) * 4)
+        self._admitted = {name: size for name, size in self._admitted.items() if name not in sizes} | admitted
         self.starts.update(starts)
         self.sizes.update(sizes)
-        self.end = at
+        self.end = end
 
-    def _require(self, more: int, sizes: dict[str, int]) -> None:
+    def _require(self, more: int, sizes: dict[str, int], smaller: str = "a smaller --batch-size or --seq-len") -> None:
         have, limit = available_memory()
         if more > have:
-            short, work = more - have, 4 * sum(sizes.get(name, 0) for name in WORK)
-            ways = ["--recompute 3"] * (short <= self._spare) + ["a smaller --batch-size or --seq-len"] * (short < work)
+            short, work = more - have, 4 * sum(sizes.get(name, 0) for name in (*GENERATION, *WORK))
+            ways = ["--recompute 3"] * (short <= self._spare) + [smaller] * (short < work)
             raise CapacityError(
                 f"the plan needs {human(more)} more, but only {human(have)} are available ({limit}): take "
                 f"{', '.join([*ways, 'or a smaller model'] if ways else ['a smaller model'])} ({self.breakdown(sizes)})"
@@ -156,7 +178,16 @@ class Arena:
 
     def breakdown(self, sizes: dict[str, int] | None = None) -> str:
         sizes = {**self.sizes, **(sizes or {})}
-        return ", ".join(f"{name} {human(floats * 4)}" for name, floats in sizes.items() if name != "header")
+        return ", ".join(f"{name} {human(floats * 4)}" for name, floats in sizes.items() if floats and name != "header")
+
+
+def _places(at: int, sizes: dict[str, int]) -> tuple[dict[str, int], int]:
+    """Where sections start, one behind the other from `at` on, and where the last ends."""
+    starts = {}
+    for name, floats in sizes.items():
+        starts[name] = at
+        at = _round_up(at + floats, PAGE_FLOATS)
+    return starts, at
 
 
 def _round_up(n: int, unit: int) -> int:

@@ -1,0 +1,193 @@
+"""Cache: the memory of generation and the calls bound to it: reading prompts into it, and one more token of every row.
+
+It is a part of the model's arena, in front of scratch: kv (keys and values of every row), packed (weights in fewer bits), token (the
+activations of a step) and prompt (those of reading). So training and generation can alternate."""
+
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+
+from ..arch import gpt2
+from ..binding import Binder, Call, bind
+from ..kernels.ops import MODES
+from ..kernels.packing import BF16, FP32, INT8, packed_floats
+from ..memory.arena import Section
+from ..memory.layout import ALIGN, Layout, Place, Row
+from .packed import pack_rows, unpack_rows
+
+WEIGHTS = {"fp32": FP32, "bf16": BF16, "int8": INT8}
+TOKENS = 1024  # that are read at once; a longer prompt alone
+PROGRAMS = 8  # shapes of prompts that stay bound
+PIECE = 1 << 16  # weights that are packed at once
+
+
+class Cache:
+    """Memory for `rows` sequences of up to `most` tokens each. A later Cache of the same model takes it over (`lost`)."""
+
+    def __init__(self, model, rows: int, most: int, weights: str):
+        """weights: a name of WEIGHTS. Raises CapacityError."""
+        self.model, self.rows, self.most = model, rows, most
+        modes = dict.fromkeys(MODES, 0) | {
+            "BF16": int(model.precision == "bf16"),
+            "PACK": WEIGHTS[weights],
+            "NT": model.threads,
+        }
+        self._dims = {**model.config.dims(), **modes, "B": rows, "S": -(-most // 16) * 16}
+        self._params = _with_head(model.params.layout, self._dims)
+        self.layouts = {"kv": Layout.plan(gpt2.CACHE, self._dims, ALIGN), "packed": self._packed()}
+        steps = _unrolled(gpt2.TOKEN_HEAD, gpt2.TOKEN, gpt2.TOKEN_TAIL, self._dims["L"])
+        self._token = self._program(steps, "token", gpt2.TOKEN_ACTS, self._dims)
+        # no kernel needs more scratch for less
+        self._scratch = self._program(
+            _unrolled((), gpt2.READ, (), 1), "prompt", gpt2.READ_ACTS, self._shape(TOKENS, most)
+        )[1]
+        self.layouts["token"] = _with_scratch(gpt2.TOKEN_ACTS, self._token[1], self._dims)
+        self.layouts["prompt"] = self._prompt_layout(1, max(most, TOKENS))
+        self._prompts: dict[tuple[int, int, int], tuple[list[Call], Section]] = {}
+
+    def open(self) -> None:
+        """Takes its memory from the arena and binds the calls of a token. Raises CapacityError."""
+        floats = self.model.plan_generation({name: layout.floats for name, layout in self.layouts.items()})
+        self._turn = self.model.arena.turn
+        self.sections = {name: Section(name, floats[name], layout) for name, layout in self.layouts.items()}
+        self.sections["params"] = Section("params", self.model.params.floats, self._params)
+        self.token = self.sections["token"]
+        self._step = self._bind(self._token[0], self.sections, self.token)
+        for place in self.layouts["packed"]:
+            for out, rows in self._pairs(place):
+                pack_rows(out, rows, self._dims["PACK"])
+
+    @property
+    def lost(self) -> bool:
+        return self.model.arena.turn != self._turn
+
+    # -- tables --------------------------------------------------------------------------------------------------------
+
+    def _packed(self) -> Layout:
+        """The matrices of a step, in the order of the parameters, by packed rows."""
+        names = {step.names.get("weight") for step in (*gpt2.TOKEN, *gpt2.TOKEN_TAIL)}
+        pack, rows = self._dims["PACK"], []
+        for place in self._params if pack != FP32 else ():
+            if place.row.name in names:
+                width = packed_floats(place.slot_shape[1], pack)
+                rows.append(replace(place.row, axes=f"{place.row.axes.split(',')[0]}, {width}"))
+        return Layout.plan(rows, self._dims, ALIGN)
+
+    def _shape(self, B: int, T: int) -> dict[str, int]:
+        return {**self._dims, "B": B, "T": T, "N": B * T}
+
+    def _prompt_layout(self, B: int, T: int) -> Layout:
+        return _with_scratch(gpt2.READ_ACTS, self._scratch, self._shape(B, T))
+
+    def _program(self, steps, section: str, rows, dims: dict[str, int]) -> tuple[list[Call], int]:
+        """The calls of steps, and the scratch that they need."""
+        kv = Layout.plan(gpt2.CACHE, dims, ALIGN)
+        packed = (
+            self.layouts["packed"] if section == "token" else Layout()
+        )  # prompts are read with the parameters themselves
+        layouts = {"packed": packed, "params": self._params, "kv": kv, section: Layout.plan(rows, dims, ALIGN)}
+        calls = Binder(steps, layouts, dims).forward_calls()
+        return calls, max(self.model.kernels.scratch(call.op, call.numbers) for call in calls)
+
+    def _bind(self, calls: list[Call], sections: dict, acts: Section) -> list[Call]:
+        bind(calls, {**sections, "scratch": acts}, self.model.kernels)
+        return calls
+
+    # -- passes --------------------------------------------------------------------------------------------------------
+
+    def read(self, first: int, tokens: np.ndarray) -> np.ndarray:
+        """Reads prompts (B, T), padded at their ends, into rows first .. first + B. Returns the residual stream, (B, T, C)."""
+        B, T = tokens.shape
+        if (first, B, T) not in self._prompts:
+            while len(self._prompts) >= PROGRAMS:
+                self._prompts.pop(next(iter(self._prompts)))
+            self._prompts[first, B, T] = self._bind_prompt(first, B, T)
+        calls, acts, sections = self._prompts[first, B, T]
+        acts["tokens"][:] = tokens.reshape(-1)
+        acts["p_drop"][...] = acts["key_drop"][...] = 0
+        self.model.run(calls, sections)
+        return acts["stream"].reshape(B, T, -1)
+
+    def _bind_prompt(self, first: int, B: int, T: int) -> tuple[list[Call], Section, dict]:
+        steps = _unrolled(gpt2.HEAD, gpt2.READ, (), self._dims["L"])
+        calls, _ = self._program(steps, "prompt", gpt2.READ_ACTS, self._shape(B, T))
+        layout = self._prompt_layout(B, T)
+        acts = Section("prompt", self.sections["prompt"].floats[: layout.floats], layout)
+        sections = {**self.sections, "prompt": acts, "kv": _Rows(self.sections["kv"], first, first + B)}
+        return self._bind(calls, sections, acts), acts, sections
+
+    def step(self, tokens: np.ndarray, positions: np.ndarray) -> None:
+        """One token of every row, at these positions."""
+        self.token["tokens"][:], self.token["positions"][:] = tokens, positions
+        self.model.run(self._step, self.sections)
+
+    def head(self) -> None:
+        """The logits of what is in the residual stream of a step."""
+        self.model.run(self._step[-1:], self.sections)
+
+    def select(self, sources: np.ndarray, length: int) -> None:
+        """Row r gets a copy of the first `length` positions of row sources[r]."""
+        moved = np.flatnonzero(sources != np.arange(self.rows))
+        blocks = -(-length // 16) * 16
+        for name in ("keys", "values"):
+            for layer in range(self._dims["L"]):
+                view = self.sections["kv"].slot(name, layer)[:, :, :blocks]
+                view[moved] = view[sources[moved]]
+
+    # -- packed weights ------------------------------------------------------------------------------------------------
+
+    def _pairs(self, place: Place):
+        """Pieces of a packed tensor and of the parameters that it stands for, as rows."""
+        wide, packed = (
+            self._params[place.row.name],
+            self.sections["packed"][place.row.name].reshape(-1, place.slot_shape[1]),
+        )
+        rows = self.sections["params"][place.row.name].reshape(-1, wide.slot_shape[1])
+        count = max(1, PIECE // wide.slot_shape[1])
+        for start in range(0, len(rows), count):
+            yield packed[start : start + count], rows[start : start + count]
+
+    @cached_property
+    def error(self) -> dict[str, float]:
+        """How far the packed matrices are from the parameters: the root mean square of the difference over that of the parameters,
+        by tensor, and of "all". Empty where nothing is packed."""
+        squares = {}
+        for place in self.layouts["packed"]:
+            off = size = 0.0
+            for packed, rows in self._pairs(place):
+                off += float(
+                    np.square(unpack_rows(packed, rows.shape[1], self._dims["PACK"]) - rows, dtype=np.float64).sum()
+                )
+                size += float(np.square(rows, dtype=np.float64).sum())
+            squares[place.row.name] = off, size
+        if squares:
+            squares["all"] = tuple(map(sum, zip(*squares.values())))
+        return {name: (off / size) ** 0.5 if size else 0.0 for name, (off, size) in squares.items()}
+
+
+class _Rows:
+    """Some rows of the cache as a section."""
+
+    def __init__(self, kv: Section, begin: int, end: int):
+        self._kv, self._rows = kv, slice(begin, end)
+
+    def slot(self, name: str, index: int) -> np.ndarray:
+        return self._kv.slot(name, index)[self._rows]
+
+
+def _unrolled(head, block, tail, layers: int) -> list:
+    """Steps with their layers."""
+    blocks = [(step, layer) for layer in range(layers) for step in block]
+    return [(step, None) for step in head] + blocks + [(step, None) for step in tail]
+
+
+def _with_head(params: Layout, dims: dict[str, int]) -> Layout:
+    """The parameters, and as another tensor the rows of wte that are ids."""
+    return Layout(
+        params.places | {"head": Place(gpt2.HEAD_ROW, params["wte"].offset, 0, (dims["V"], dims["C"]))}, params.floats
+    )
+
+
+def _with_scratch(rows, scratch: int, dims: dict[str, int]) -> Layout:
+    return Layout.plan((*rows, Row("scratch", str(scratch))), dims, ALIGN)

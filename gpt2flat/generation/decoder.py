@@ -1,0 +1,136 @@
+"""Decoder: the fast way out of a model: prompts are read at once by the kernels of training, then a token a step against a cache."""
+
+import numpy as np
+
+from ..data.tokens import as_ids
+from ..errors import KernelArgError, UsageError, require_number
+from .cache import TOKENS, WEIGHTS, Cache
+
+MAX_ROWS = 1 << 16
+
+
+def first_seen(n: int, block_size: int) -> int:
+    """The first of n ids that a model of this block size still sees, at its position 0: that of all while they fit, then a multiple
+    of half the block size, the smallest that fits; so the cache is filled anew only once in so many tokens."""
+    half = max(1, block_size // 2)
+    return max(0, -(-(n - block_size) // half) * half)
+
+
+class Decoder:
+    """The logits of what follows `rows` sequences, which prefill starts and step continues by an id each.
+
+    A row's logits have the same bits whatever the other rows, their number and the threads. Sequences may outgrow the block size
+    (first_seen). A model has one Decoder at a time: a new one takes the memory of the one before. Parameters that change, by
+    an update or by hand, count from the next prefill on; packed weights stay what they were: make a new Decoder.
+
+    lengths: ids known of each row. error: how far packed weights are off (Cache.error)."""
+
+    def __init__(self, model, rows: int, capacity: int | None = None, weights: str = "fp32"):
+        """capacity: how many ids a row may hold; None: any number, of which it sees what fits the block size. weights: the matrices
+        of a step, "fp32" as they are, "bf16" rounded to nearest even, "int8" in blocks of 32 with a scale; prompts are read with
+        the matrices as they are. Raises CapacityError, UsageError."""
+        require_number("rows", rows, 1, MAX_ROWS + 1, whole=True)
+        require_number("capacity", 1 if capacity is None else capacity, 1, 1 << 31, whole=True)
+        if not isinstance(weights, str) or weights not in WEIGHTS:
+            raise UsageError(f"weights {weights!r}: choose from {', '.join(WEIGHTS)}")
+        self.rows, self.weights, self._config = int(rows), weights, model.config
+        self._most = model.config.block_size if capacity is None else min(int(capacity), model.config.block_size)
+        self._cache = Cache(model, self.rows, self._most, weights)
+        self._cache.open()
+        self.lengths = np.zeros(self.rows, np.int64)
+        self._first = np.zeros(self.rows, np.int64)  # the first id of each row that is seen
+        self._ids = np.zeros((self.rows, self._most), np.int32)  # from there on
+
+    @property
+    def error(self) -> dict[str, float]:
+        return self._cache.error
+
+    def prefill(self, prompts: list[np.ndarray]) -> np.ndarray:
+        """prompts: an array (n,) of ids for each row, n >= 1. Returns (rows, V) float32, the logits of what follows each; valid until
+        the next call. Forgets what was. Raises KernelArgError, DataError."""
+        self._check()
+        if len(prompts) != self.rows:
+            raise KernelArgError(f"prefill: {len(prompts)} prompts, expected one for each of {self.rows} rows")
+        prompts = [as_ids("prompts", prompt, self._config.vocab_size, axes=(1,)) for prompt in prompts]
+        lengths = np.array([len(prompt) for prompt in prompts])
+        self._fit(lengths)
+        self.lengths[:] = lengths
+        for row, prompt in enumerate(prompts):
+            self._first[row] = first_seen(len(prompt), self._config.block_size)
+            seen = prompt[self._first[row] :]
+            self._ids[row, : len(seen)] = seen
+        self._read(np.arange(self.rows))
+        return self._cache.token["logits"]
+
+    def step(self, ids: np.ndarray) -> np.ndarray:
+        """ids: (rows,), the next id of each. Returns (rows, V) float32 as prefill does."""
+        self._check()
+        if not self.lengths[0]:
+            raise UsageError("step: there is nothing to go on from: prefill first")
+        ids = as_ids("ids", ids, self._config.vocab_size, axes=(1,))
+        if len(ids) != self.rows:
+            raise KernelArgError(f"step: {len(ids)} ids, expected one for each of {self.rows} rows")
+        self._fit(self.lengths + 1)
+        every, at = np.arange(self.rows), self.lengths - self._first
+        first = np.array([first_seen(int(n) + 1, self._config.block_size) for n in self.lengths])
+        outgrown = np.flatnonzero(first > self._first)
+        for row in outgrown:
+            kept = self._ids[row, first[row] - self._first[row] : at[row]].copy()
+            self._ids[row, : len(kept)] = kept
+            at[row] = len(kept)
+        self._ids[every, at] = ids
+        self._first[:] = first
+        self.lengths += 1
+        if (
+            len(outgrown) < self.rows
+        ):  # rows that are read anew take part too, and what they leave in the cache is overwritten
+            self._cache.step(ids, at)
+        if len(outgrown):
+            self._read(outgrown)
+        return self._cache.token["logits"]
+
+    def select(self, sources: np.ndarray) -> None:
+        """Row r goes on from a copy of what row sources[r] held, (rows,) integers; logits that were returned do not change.
+        Raises KernelArgError."""
+        self._check()
+        found, sources = sources, np.asarray(sources)
+        if (
+            sources.shape != (self.rows,)
+            or sources.dtype.kind not in "iu"
+            or not 0 <= sources.min() <= sources.max() < self.rows
+        ):
+            raise KernelArgError(
+                f"select: found {found!r:.99}, expected {self.rows} rows, whole numbers from 0 to {self.rows - 1}"
+            )
+        self._cache.select(sources, int((self.lengths - self._first).max()))
+        for held in (self.lengths, self._first, self._ids):
+            held[:] = held[sources]
+
+    def _check(self) -> None:
+        if self._cache.lost:
+            raise UsageError("this Decoder's memory is gone: a later one of the same model has it")
+
+    def _fit(self, lengths: np.ndarray) -> None:
+        if self._most < self._config.block_size and lengths.max() > self._most:
+            raise KernelArgError(
+                f"row {lengths.argmax()} would hold {lengths.max()} ids, expected at most its capacity {self._most}"
+            )
+
+    def _read(self, rows: np.ndarray) -> None:
+        """Reads the ids of some rows into the cache, neighbours together, and makes their logits anew."""
+        seen = self.lengths - self._first
+        while len(rows):
+            count = 1
+            while (
+                count < len(rows)
+                and rows[count] == rows[0] + count
+                and (count + 1) * seen[rows[: count + 1]].max() <= TOKENS
+            ):
+                count += 1
+            some, rows = rows[:count], rows[count:]
+            tokens = np.zeros((count, seen[some].max()), np.int32)
+            for tokens_of, row in zip(tokens, some):
+                tokens_of[: seen[row]] = self._ids[row, : seen[row]]
+            stream = self._cache.read(int(some[0]), tokens)
+            self._cache.token["stream"][some] = stream[np.arange(count), seen[some] - 1]
+        self._cache.head()
