@@ -22,6 +22,7 @@ from gpt2flat.kernels.ops import KERNELS, MODES, OP_OF, Arg
 SIZES = dict(B=2, T=5, N=10, C=6, OC=7, KVH=2, group=2, HS=3, V=11, pad=2, extra=1, R=4, P=33)
 SHOWN = 20  # of what went wrong
 REFUSED, RUNS, EITHER = "refused", "runs", "either"
+TOGETHER = ("gain", "shift")  # both or none
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def array_faults(arg: Arg, a: np.ndarray) -> Iterator[tuple[str, object, str]]:
     yield "is read-only", locked(a.copy()), RUNS if arg.const else REFUSED
     yield "is a read-only file", mapped(a, "r"), RUNS if arg.const else REFUSED
     yield "is a file", mapped(a, "r+"), RUNS
-    yield "is None", None, RUNS if arg.optional else REFUSED
+    yield "is None", None, RUNS if arg.optional and arg.name not in TOGETHER else REFUSED
 
 
 def overlaps(kernel, arrays: dict[str, np.ndarray]) -> Iterator[Case]:
@@ -169,7 +170,7 @@ def number_faults(kernel, dims: dict[str, int]) -> Iterator[Case]:
                 "2": (2, REFUSED),
                 "True": (True, REFUSED),
                 "0": (0, RUNS),
-                "int32": (np.int32(MODES[name][1]), RUNS),
+                "int32": (np.int32(0 if "W" in dims else MODES[name][1]), RUNS),  # another packing needs other rows
             }
         elif name in kernel.accs:
             faults |= {

@@ -38,7 +38,8 @@ def test_the_model_is_ours_and_learns():
 def test_every_kernel_runs():
     with peers.Peer("torch", 1) as peer:
         missing = {name for name in KERNELS if name not in peer.knows}
-        assert missing == {"residual_backward", "attention_standard_forward", "attention_standard_backward"}
+        decode = {name for name in KERNELS if OP_OF[name].decode}
+        assert missing == {"residual_backward", "attention_standard_forward", "attention_standard_backward"} | decode
         for name in [name for name in KERNELS if name in peer.knows]:
             for mode in (0, 1):
                 dims = dict(harness.modest(OP_OF[name])) | {"BF16": mode}

@@ -101,7 +101,7 @@ def test_an_unknown_kernel_or_argument_is_refused():
 @pytest.mark.parametrize("name, index", [(n, a.name) for n in KERNELS for a in KERNELS[n].args if a.role == "index"])
 def test_an_id_out_of_range_is_refused(name, index):
     arrays, dims = misuse.valid(name)
-    limit = dims["V"] if index == "targets" else dims["Vp"]
+    limit = {"targets": dims.get("V"), "tokens": dims.get("Vp"), "positions": dims.get("S", dims.get("maxT"))}[index]
     for wrong in (-2, limit, 2**31 - 1, -(2**31)):
         ids = arrays[index].copy()
         ids[-1] = wrong
@@ -113,6 +113,7 @@ def test_an_id_out_of_range_is_refused(name, index):
     [("embedding_forward", {"T": 0}), ("embedding_forward", {"T": 4}), ("embedding_forward", {"T": 42}),
      ("attention_forward", {"KVH": 3}), ("attention_forward", {"HS": 4}), ("attention_forward", {"KVH": 0}),
      ("classifier_forward", {"V": 14}), ("classifier_forward", {"V": 0}), ("classifier_forward", {"V": -1}),
+     ("decode_cache", {"S": 15}), ("decode_cache", {"T": 17}), ("decode_linear", {"W": 7}), ("decode_linear", {"PACK": 3}),
      ("gelu_forward", {"NT": 0}), ("linear_forward", {"NT": -1000})],
 )  # fmt: skip
 def test_a_dim_that_cannot_be_is_refused(name, wrong):

@@ -196,7 +196,8 @@ TOKEN = (
 TOKEN_TAIL = (
     Step("decode_linear",      out="logits", inp="stream", gain="lnfw", shift="lnfb", weight="head"),
 )
-READ = (*FUSED[:2], Step("decode_cache", keys="keys", values="values", inp="qkv"), *FUSED[2:])
+STORE = Step("decode_cache", keys="keys", values="values", inp="qkv")
+READ = (*FUSED[:2], STORE, *FUSED[2:])
 READ_ACTS = tuple(replace(row, slots="") for row in ACTS if row.name in
                   {name.partition("[")[0] for step in (*HEAD, *READ) for name in step.names.values()})
 # fmt: on
@@ -266,7 +267,9 @@ _GPT3 = {
 PRESETS = {
     "tiny": GPT2Config(block_size=64, vocab_size=257, n_layer=4, n_head=4, n_embd=128),  # nanoGPT's CPU tutorial
     "mini": GPT2Config(block_size=128, vocab_size=257, n_layer=4, n_head=4, n_embd=256),
-    "small": GPT2Config(block_size=256, vocab_size=257, n_layer=6, n_head=6, n_embd=384),  # nanoGPT's Shakespeare, by letters
+    "small": GPT2Config(
+        block_size=256, vocab_size=257, n_layer=6, n_head=6, n_embd=384
+    ),  # nanoGPT's Shakespeare, by letters
     **{f"d{d}": GPT2Config(1024, 50257, d, nh, c) for d, (nh, c) in _GPT2.items()},
     **{name: GPT2Config(1024, 50257, d, *_GPT2[d]) for name, d in _OPENAI.items()},
     **{f"gpt3:c{c}": GPT2Config(2048, 50257, layers, c // hs, c) for c, (layers, hs) in _GPT3.items()},

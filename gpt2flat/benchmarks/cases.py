@@ -8,6 +8,7 @@ import numpy as np
 
 from ..arch import gpt2
 from ..errors import UsageError
+from ..generation.cache import Cache
 from ..kernels.ops import I32, KERNELS, MODES, OPS, Arg, Kernel, Op
 from ..memory.arena import Section, flat
 from ..memory.layout import ALIGN, Layout, Row
@@ -58,10 +59,11 @@ class Case:
 def step_cases(config: gpt2.GPT2Config, B: int, T: int, kernels, precision: str = "fp32") -> list[Case]:
     """Every kernel of the op table at each of its shapes in a training step of (B, T), in the order of the table.
 
-    What only the other attention and the plain program use comes with no calls; the optimizer is one call on all parameters."""
+    What only the other attention, the plain program and generation (of B rows, T tokens each) use comes with no calls; the optimizer
+    is one call on all parameters."""
     ways = [*({"attention": attention} for attention in gpt2.ATTENTION), {"fused": False}]
     programs = [Model(config, kernels=kernels, precision=precision, **way).program(B, T) for way in ways]
-    called = [call for program in programs for call in program.calls]
+    called = [call for program in programs for call in program.calls] + Cache(Model(config, kernels=kernels), B, T, "fp32").calls
     step = programs[0].body + programs[0].train[0]
     known = programs[0].dims | {"P": config.num_parameters}
     return [case for op in OPS.values() for case in _cases_of(op, called, step, known)]
@@ -131,6 +133,8 @@ def _fill(arg: Arg, view: np.ndarray, dims: dict[str, int]) -> None:
     count = min(view.size, SPREAD)
     if arg.role == "knob":
         view[...] = KNOBS.get(arg.name, 0)
+    elif arg.name == "positions":  # the cache is full
+        view[...] = dims.get("S", dims.get("maxT")) - 1
     elif arg.role == "index":  # ids of the vocabulary
         view[...] = rng.integers(0, dims.get("V", dims.get("Vp")), view.shape)
     elif arg.dtype != I32 and arg.role not in ("work", "scratch"):

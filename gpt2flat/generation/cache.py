@@ -59,6 +59,14 @@ class Cache:
                 pack_rows(out, rows, self._dims["PACK"])
 
     @property
+    def calls(self) -> list[Call]:
+        """Those of generation alone: a token, and putting a prompt of every row into the cache."""
+        return (
+            self._token[0]
+            + self._program([(gpt2.STORE, 0)], "prompt", gpt2.READ_ACTS, self._shape(self.rows, self.most))[0]
+        )
+
+    @property
     def lost(self) -> bool:
         return self.model.arena.turn != self._turn
 
