@@ -44,7 +44,7 @@ def test_the_record_says_what_was_built():
 # --- what other systems do not have
 
 ABSENT = {  # as on macOS and Windows
-    "os": "sched_getaffinity preadv pread register_at_fork fchmod fchown O_NONBLOCK O_CLOEXEC O_DIRECTORY getuid",
+    "os": "sched_getaffinity preadv pread register_at_fork fchmod fchown O_NONBLOCK O_CLOEXEC O_DIRECTORY O_DIRECT getuid",
     "mmap": "MADV_HUGEPAGE MADV_DONTNEED MAP_NORESERVE",
     "signal": "SIGHUP SIGKILL SIGPIPE",
 }

@@ -16,6 +16,11 @@ import numpy as np
 
 from ..errors import CheckpointError, Gpt2FlatError, reason
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 BLOCK = 4 << 20  # bytes that are read or written at once: a disk's full speed, and still warm for a hash
 
 
@@ -217,10 +222,8 @@ def write_stream_atomically(path, buffers: Iterable, ops: FileOps = DISK) -> Non
 def past_cache(fd: int, wanted: bool) -> bool:
     """Whether an open file changed to be read and written past the page cache (O_DIRECT), or back. Not every system and
     file system can; what is not aligned to its blocks is refused then with EINVAL."""
-    if not hasattr(os, "O_DIRECT"):
+    if fcntl is None or not hasattr(os, "O_DIRECT"):
         return False
-    import fcntl  # not on Windows
-
     try:
         flags = fcntl.fcntl(fd, fcntl.F_GETFL)
         if bool(flags & os.O_DIRECT) == wanted:
