@@ -84,3 +84,99 @@ def write_folder(path, found=None, config=None, dtype="F32", shards=1, **changes
         json.dumps({"metadata": {"total_size": 1}, "weight_map": places})
     )
     return path
+
+
+# --- nanoGPT's ckpt.pt: a zip archive with a pickle in it
+
+
+class Opcodes(bytes):
+    """Opcodes that stand where a value would."""
+
+
+STORAGES = {"F32": "Float", "F16": "Half", "BF16": "BFloat16", "F64": "Double", "I64": "Long"}
+
+
+def pickled(value) -> bytes:
+    """The opcodes of a plain value, as torch.save's pickle of protocol 2 has them, without its memo."""
+    if isinstance(value, Opcodes):
+        return value
+    if value is None or isinstance(value, bool):
+        return {None: b"N", True: b"\x88", False: b"\x89"}[value]
+    if isinstance(value, int):
+        return b"K" + bytes([value]) if 0 <= value < 256 else b"J" + struct.pack("<i", value)
+    if isinstance(value, float):
+        return b"G" + struct.pack(">d", value)
+    if isinstance(value, str):
+        return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+    if isinstance(value, tuple):
+        return b"(" + b"".join(map(pickled, value)) + b"t"
+    if isinstance(value, list):
+        return b"](" + b"".join(map(pickled, value)) + b"e"
+    return b"}(" + b"".join(pickled(key) + pickled(item) for key, item in value.items()) + b"u"
+
+
+def called(name: str, *arguments) -> Opcodes:
+    """A call of "module function"."""
+    return Opcodes(b"c" + name.replace(" ", "\n").encode() + b"\n" + pickled(arguments) + b"R")
+
+
+def stored(kind: str, member: str, count: int, offset: int, shape: tuple, stride: tuple | None = None) -> Opcodes:
+    """A tensor as torch.save describes it; kind: "torch FloatStorage"."""
+    stride = stride or tuple(int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
+    numbers = Opcodes(
+        pickled(("storage", Opcodes(b"c" + kind.replace(" ", "\n").encode() + b"\n"), member, "cpu", count)) + b"Q"
+    )
+    hooks = called("collections OrderedDict")
+    return called("torch._utils _rebuild_tensor_v2", numbers, offset, shape, stride, False, hooks)
+
+
+def archive(members: dict[str, bytes], zip64=(), big=False, method=0, flags=2056, comment=b"") -> bytes:
+    """A zip archive; zip64: members whose sizes and place are in the extra field; big: the directory's place too."""
+    data, entries = b"", b""
+    for name, content in members.items():
+        place, n, far = len(data), len(content), name in zip64
+        data += struct.pack("<4s5H3I2H", b"PK\x03\x04", 0, flags, method, 0, 0, 0, n, n, len(name), 4) + name.encode()
+        data += struct.pack("<2H", 0x4246, 0) + content  # an extra field, as torch pads with
+        extra = struct.pack("<2HB2H3Q", 9, 1, 0, 1, 24, n, n, place) if far else b""
+        sizes = (0xFFFFFFFF, 0xFFFFFFFF) if far else (n, n)
+        entries += struct.pack("<4s6H3I5H2I", b"PK\x01\x02", 0, 0, flags, method, 0, 0, 0, *sizes, len(name), len(extra), 0, 0, 0, 0,
+                               0xFFFFFFFF if far else place) + name.encode() + extra  # fmt: skip
+    start, count, size = len(data), len(members), len(entries)
+    tail = b""
+    if big:
+        tail = struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 0, 0, 0, 0, count, count, size, start)
+        tail += struct.pack("<4sIQI", b"PK\x06\x07", 0, start + size, 1)
+    end = (0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF) if big else (count, count, size, start)
+    return data + entries + tail + struct.pack("<4s2H2H2IH", b"PK\x05\x06", 0, 0, *end, len(comment)) + comment
+
+
+ARGS = {"n_layer": 2, "n_head": 2, "n_embd": 4, "block_size": 8, "bias": True, "vocab_size": 11, "dropout": 0.0}
+
+
+def nano_tensors(bias=True, seed=0, **changes) -> dict[str, np.ndarray]:
+    """{nanoGPT's name: float32}: matrices are (out, in)."""
+    found = {name: v.T.copy() if v.ndim == 2 and ".h." in name else v for name, v in tensors(seed, **changes).items()}
+    return {name: values for name, values in found.items() if bias or not name.endswith(".bias")}
+
+
+def described(found: dict[str, np.ndarray], dtype="F32", prefix="", head=True) -> tuple[dict, dict[str, bytes]]:
+    """(the model's state for the pickle, the members with its numbers)."""
+    state, members = {}, {}
+    for number, (name, values) in enumerate(found.items()):
+        state[prefix + name] = stored(f"torch {STORAGES[dtype]}Storage", str(number), values.size, 0, values.shape)
+        members[f"x/data/{number}"] = encode(values, dtype)
+    if head:
+        state[prefix + "lm_head.weight"] = state[prefix + "transformer.wte.weight"]
+    return state, members
+
+
+def nanogpt(
+    found=None, args=None, dtype="F32", prefix="", head=True, more=None, program=None, members=None, **how
+) -> bytes:
+    """A ckpt.pt; more: other entries of the checkpoint, or others of the model's state by Opcodes; program: the whole pickle."""
+    state, numbers = described(nano_tensors() if found is None else found, dtype, prefix, head)
+    whole = {"model": Opcodes(called("collections OrderedDict") + pickled(state)[1:] + b"}b"), "model_args": ARGS if args is None else args,
+             "iter_num": 5, "best_val_loss": 1.5, "config": {"out_dir": "out", "batch": [1, None, (True, -300)]}}  # fmt: skip
+    program = b"\x80\x02" + pickled(whole | (more or {})) + b"." if program is None else program
+    files = {"x/data.pkl": program, "x/byteorder": b"little", **numbers, "x/version": b"3\n"} | (members or {})
+    return archive({name: data for name, data in files.items() if data is not None}, **how)

@@ -35,7 +35,9 @@ class Answer(BaseHTTPRequestHandler):
         self.server.asked.append(path)
         files = {file.name: file.read_bytes() for file in self.server.folder.iterdir()}
         about = {"id": "me/tiny", "modelId": "me/tiny", "sha": SHA, "siblings": [{"rfilename": name} for name in files]}
-        tree = [{"type": "file", "path": n, "size": len(d), "oid": hashlib.sha1(d).hexdigest()} for n, d in files.items()]
+        tree = [
+            {"type": "file", "path": n, "size": len(d), "oid": hashlib.sha1(d).hexdigest()} for n, d in files.items()
+        ]
         known = {f"/api/models/me/tiny/revision/{name}": about for name in ("main", "v2", SHA)}
         known |= {"/api/models/me/tiny": about, f"/api/models/me/tiny/tree/{SHA}": tree}
         if path in known:
@@ -73,9 +75,18 @@ def server(tmp_path):
 def command(server, *words):
     """A command in a process of its own, in the folder `here`."""
     root = server.folder.parent
-    env = os.environ | {"HF_ENDPOINT": server.address, "HF_HOME": str(root / "home"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    env |= {"PYTHONPATH": os.pathsep.join([str(Path(hub.__file__).parents[2]), env.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, cwd=root / "here", env=env)
+    env = os.environ | {
+        "HF_ENDPOINT": server.address,
+        "HF_HOME": str(root / "home"),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    env |= {
+        "PYTHONPATH": os.pathsep.join([str(Path(hub.__file__).parents[2]), env.get("PYTHONPATH", "")]),
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        [sys.executable, *map(str, words)], capture_output=True, text=True, cwd=root / "here", env=env
+    )
 
 
 LOAD = """
@@ -90,7 +101,9 @@ def test_a_model_of_the_hub(server):
     found = command(server, "-c", LOAD, server.folder, "me/tiny", "hf:me/tiny@v2")
     local, *fetched = found.stdout.splitlines() or [""]
     assert local and fetched == [local, local], found.stderr
-    assert any("model.safetensors" in path for path in server.asked) and not any("pytorch" in path for path in server.asked)
+    assert any("model.safetensors" in path for path in server.asked) and not any(
+        "pytorch" in path for path in server.asked
+    )
     missing = command(server, "-m", "gpt2flat.generate", "hf:you/none")
     assert missing.returncode == DataError.code and missing.stderr.count("\n") == 1
     assert "cannot be fetched from the Hub" in missing.stderr and "name their folder" in missing.stderr

@@ -35,10 +35,14 @@ def fetch(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise UsageError(f"{name}: {HERE}; for the Hub the extra hub is needed: pip install 'gpt2flat[hub]', {LOCAL}") from None
+        raise UsageError(
+            f"{name}: {HERE}; for the Hub the extra hub is needed: pip install 'gpt2flat[hub]', {LOCAL}"
+        ) from None
     repo, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(FILES), library_name="gpt2flat"))
+        return Path(
+            snapshot_download(repo, revision=revision or None, allow_patterns=list(FILES), library_name="gpt2flat")
+        )
     except Exception as problem:  # which, depends on its version and on the library under it
         said = " ".join(str(problem).split())[:200]
         raise DataError(f"{name}: {HERE}, and it cannot be fetched from the Hub: {said}: try again, {LOCAL}") from None

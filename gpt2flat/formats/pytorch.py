@@ -69,10 +69,16 @@ def open_nanogpt(path, layout) -> Weights:
     file = RegularFile(path, CheckpointError, short=FormatError)
     try:
         found, members, folder = _read(file)
-        if not (isinstance(found, dict) and isinstance(found.get("model"), dict) and isinstance(found.get("model_args"), dict)):
+        if not (
+            isinstance(found, dict)
+            and isinstance(found.get("model"), dict)
+            and isinstance(found.get("model_args"), dict)
+        ):
             raise FormatError(f"{path}: is no checkpoint of nanoGPT's, expected a dict with its model and model_args")
         dims, biases = _dims(path, found["model_args"])
-        tensors = {_name(path, name): _tensor(file, name, value, members, folder) for name, value in found["model"].items()}
+        tensors = {
+            _name(path, name): _tensor(file, name, value, members, folder) for name, value in found["model"].items()
+        }
         kinds, step = sorted({tensor.dtype for tensor in tensors.values()}), found.get("iter_num")
         after = f" after {step:,} updates" if is_whole(step, 0, 1 << 62) else ""
         about = f"nanoGPT's checkpoint{after}, {', '.join(kinds)} (its GELU by erf is computed by tanh here)"
@@ -86,7 +92,9 @@ def _dims(path, args: dict) -> tuple[dict[str, int], bool]:
     """(dims, whether there are biases) of nanoGPT's model_args."""
     for name in (*DIMS.values(), "bias"):
         if type(args.get(name)) is not (bool if name == "bias" else int):
-            raise FormatError(f"{path}: {name} of its model_args is {_kind(args.get(name))}, expected as nanoGPT writes it")
+            raise FormatError(
+                f"{path}: {name} of its model_args is {_kind(args.get(name))}, expected as nanoGPT writes it"
+            )
     dims = {dim: args[name] for dim, name in DIMS.items()}
     dims["Vp"] = dims["V"]
     check_dims(path, dims)
@@ -115,7 +123,9 @@ def _tensor(file: RegularFile, name: str, value, members: dict[str, Member], fol
     member, width = members.get(f"{folder}/data/{storage.member}"), BYTES[storage.dtype]
     if member is None or member.size != width * storage.count:
         found = "missing" if member is None else f"of {member.size} bytes"
-        raise FormatError(f"{where}: its numbers in data/{storage.member} are {found}, expected {width * storage.count} bytes")
+        raise FormatError(
+            f"{where}: its numbers in data/{storage.member} are {found}, expected {width * storage.count} bytes"
+        )
     if offset + prod(size) > storage.count:
         raise FormatError(f"{where} of shape {told(size)} from number {offset} on leaves its {storage.count} numbers")
     return Tensor(file, member.offset + width * offset, storage.dtype, size)
@@ -127,7 +137,9 @@ def _tensor(file: RegularFile, name: str, value, members: dict[str, Member], fol
 def _read(file: RegularFile) -> tuple[object, dict[str, Member], str]:
     """What data.pkl describes, the members of the archive, and the folder that they are in."""
     if file.size < len(MAGIC) or file.read(0, len(MAGIC)) != MAGIC:
-        raise FormatError(f"{file.path}: is no archive of torch.save: written by PyTorch before 1.6, or damaged; save it again")
+        raise FormatError(
+            f"{file.path}: is no archive of torch.save: written by PyTorch before 1.6, or damaged; save it again"
+        )
     members = read_members(file)
     name = next((name for name in members if name.endswith("/data.pkl")), None)
     if name is None or members[name].size > LONGEST:
@@ -156,10 +168,11 @@ def _look_at(program: bytes) -> object:
             raise _Refused(f"has the opcode {opcode.name} at byte {at}, which plain values and tensors do not need")
         try:
             act(machine, argument)
-        except (IndexError, KeyError, TypeError):
+        except (IndexError, KeyError, TypeError, ValueError):
             raise _Refused(f"is damaged: {opcode.name} at byte {at} does not fit what stands before it") from None
-    (value,) = machine.stack or [None]
-    return value
+    if len(machine.stack) != 1:
+        raise _Refused(f"describes {len(machine.stack)} values, expected one")
+    return machine.stack[0]
 
 
 class _Machine:
@@ -219,7 +232,9 @@ class _Machine:
 
 def _global(name: str) -> _Global:
     if name not in (REBUILD, ORDERED, *STORAGES):
-        raise _Refused(f"asks for {told(name.replace(' ', '.'))}, which plain values and tensors do not need: it is not trusted")
+        raise _Refused(
+            f"asks for {told(name.replace(' ', '.'))}, which plain values and tensors do not need: it is not trusted"
+        )
     return _Global(name)
 
 

@@ -70,7 +70,9 @@ def _entry(file: RegularFile, data: bytes, at: int) -> tuple[str, int, int, int]
     extra = data[at + ENTRY.size + names : after - comments]
     size, packed, header = _big(extra, size, packed, header)
     if flags & 1 or method or packed != size:
-        raise FormatError(f"{file.path}: its member {told(name)} is packed or encrypted, expected it as torch.save stores it")
+        raise FormatError(
+            f"{file.path}: its member {told(name)} is packed or encrypted, expected it as torch.save stores it"
+        )
     return name, header, size, after
 
 
