@@ -9,6 +9,7 @@ python tests/reference.py lines FILE    runs such commands, one per line, in one
 python tests/reference.py store     rewrites tests/parity_numbers/*.npz, which need no torch to be checked"""
 
 import argparse
+import json
 import shlex
 import tempfile
 from pathlib import Path
@@ -332,6 +333,24 @@ def saved(folder):
         np.savez(folder / f"{name}.npz", tokens=tokens.numpy(), **found)
 
 
+def trained(folder):
+    """A byte-level BPE trained on this repository's words, in both layouts of its files, and the ids of strings by `tokenizers`."""
+    from awkward import EOT, awkward
+    from tokenizers import ByteLevelBPETokenizer
+
+    whole = ByteLevelBPETokenizer()
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    whole.train_from_iterator([text], vocab_size=1500, special_tokens=[EOT], show_progress=False)
+    for name in ("bpe json", "bpe pair"):
+        (folder / name).mkdir()
+    whole.save(str(folder / "bpe json/tokenizer.json"))
+    whole.save_model(str(folder / "bpe pair"))
+    strings = [string for string in [text, *awkward(4000)] if EOT not in string]
+    rows = [found.ids for found in whole.encode_batch(strings)]
+    (folder / "strings.json").write_text(json.dumps(strings))
+    np.savez(folder / "bpe.npz", ids=np.concatenate(rows), lengths=[len(row) for row in rows])
+
+
 def parser():
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(dest="command", required=True)
@@ -366,6 +385,7 @@ def run(args):
         store()
     elif args.command == "saved":
         saved(args.folder)
+        trained(args.folder)
     elif args.command == "lines":
         for line in Path(args.file).read_text().splitlines():
             run(parser().parse_args(shlex.split(line)))

@@ -1,5 +1,6 @@
 """gpt2flat against PyTorch and Hugging Face, which run in another process: never two thread pools in one."""
 
+import json
 import shlex
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import test_openmp
 
 from gpt2flat import GPT2Config, Model
+from gpt2flat.data import huggingface_tokenizer
 from gpt2flat.data.tokens import ArrayShard
 from gpt2flat.evaluation import text
 from gpt2flat.formats import bf16
@@ -182,6 +184,19 @@ def test_what_others_save_computes_the_same(numbers, name):
     for _ in range(greedy.shape[1] - 3):
         ids = np.concatenate([ids, model.logits(ids, last=True).argmax(-1)[:, None].astype(np.int32)], 1)
     assert np.array_equal(ids, greedy)
+
+
+@pytest.mark.parametrize("name", ["bpe json", "bpe pair"])
+def test_a_byte_level_bpe_gives_the_same_ids(numbers, name):
+    folder = numbers["saved"]
+    with np.load(folder / "bpe.npz", allow_pickle=False) as truth:
+        rows = np.split(truth["ids"], np.cumsum(truth["lengths"])[:-1])
+    tokenizer, why = huggingface_tokenizer.find(folder / name, 1500)
+    assert tokenizer is not None, why
+    strings = json.loads((folder / "strings.json").read_text())
+    assert len(strings) == len(rows)
+    wrong = [text for text, row in zip(strings, rows, strict=True) if not np.array_equal(tokenizer.encode(text), row)]
+    assert not wrong, f"{len(wrong)} of {len(rows)}: {wrong[:5]!r}"
 
 
 @pytest.mark.parametrize("ours_first", [True, False], ids=["gpt2flat first", "torch first"])
