@@ -2,17 +2,24 @@
 
 import json
 import math
+import os
 import sys
 import time
 
 from .command import MODEL_HELP, Parser, data_folders, number, open_model, run
-from .evaluation.sets import How, Opened, Set, open_set, validation_of
-from .evaluation.table import as_text
+from .errors import UsageError
+from .evaluation.heat import coloured, legend
+from .evaluation.heatpage import Heat, page
+from .evaluation.sets import How, Opened, Set, TextSet, open_set, validation_of
+from .evaluation.table import as_text, heading, words
+from .formats.files import write_atomically
 from .kernels import MAX_THREADS
 from .model import PRECISIONS
 from .training.screen import duration, say
 
 BIG = 1 << 20
+RECOMPUTE = 3  # activations of one layer are kept, not of all: a forward needs no more
+COLOR = ("auto", "always", "never")
 
 
 def parser() -> Parser:
@@ -31,6 +38,13 @@ def parser() -> Parser:
         "--max-tokens", type=number("--max-tokens", int, 1), metavar="N", help="predict the first N tokens only"
     )
     p.add_argument("--limit", type=number("--limit", int, 1), metavar="N", help="ask the first N questions only")
+    p.add_argument("--heat", nargs="?", const="", metavar="FILE.html",
+                   help="print the texts coloured by the loss of each token, or write them as a page with tooltips")  # fmt: skip
+    p.add_argument("--heat-tokens", type=number("--heat-tokens", int, 1, BIG), default=2000, metavar="N",
+                   help="of each text that --heat shows (2000)")  # fmt: skip
+    p.add_argument(
+        "--color", default=COLOR[0], help="for --heat: auto (on a terminal, unless NO_COLOR is set), always, never"
+    )
     p.add_argument("--precision", default=PRECISIONS[0], help=f"{' or '.join(PRECISIONS)}: of matrix products")
     threads = "at most; default: physical cores, or OMP_NUM_THREADS"
     p.add_argument("--threads", type=number("--threads", int, 1, MAX_THREADS), help=threads)
@@ -61,22 +75,30 @@ class Progress:
 
 def body(argv: list[str]) -> None:
     args = parser().parse(argv)
+    check_heat(args)
     how = How(args.seq_len, args.stride, args.batch_size, args.max_tokens, args.limit)
     named = {word: open_set(word) for word in args.words}
-    models: list[str | None] = [word for word, found in named.items() if found is None] or [None]
-    sets = [found for found in named.values() if found]
-    columns: dict[str, Set] = {found.title: found for found in sets}
+    models: list[str | None] = [word for word, data in named.items() if data is None] or [None]
+    sets = [data for data in named.values() if data]
+    columns: dict[str, Set] = {data.title: data for data in sets}
     results: dict[str, dict[str, dict]] = {}
+    heats: list[Heat] = []
     for name in models:
-        model, tokenizer, path = open_model(name, threads=args.threads, precision=args.precision, recompute=3)
+        model, tokenizer, path = open_model(name, threads=args.threads, precision=args.precision, recompute=RECOMPUTE)
         opened = Opened(name or str(path), model, tokenizer, path)
         results[opened.name] = {}
         for data in sets or [validation_of(opened, data_folders())]:
             columns.setdefault(data.title, data)
             with Progress(f"{opened.name} on {data.title}") as told:
-                results[opened.name][data.title] = data.measure(opened, how, told)
+                found = results[opened.name][data.title] = data.measure(opened, how, told)
+            if args.heat is not None and isinstance(data, TextSet):
+                heats.append(heat_of(data, opened, how, args.heat_tokens, found))
         del model, opened  # its memory goes before the next one comes
+    show_heat(heats, args)
     show_json(results) if args.json else show(columns, results)
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
 
 
 def show(columns: dict[str, Set], results: dict[str, dict[str, dict]]) -> None:
@@ -94,6 +116,42 @@ def show_json(results: dict[str, dict[str, dict]]) -> None:
         for name, sets in results.items() for title, found in sets.items()
     ]  # fmt: skip
     print(json.dumps({"results": rows}, indent=1))
+
+
+# --- heat ------------------------------------------------------------------------------------------------------------
+
+
+def check_heat(args) -> None:
+    """Raises UsageError, before anything is computed, for a --heat that could not be shown."""
+    if args.color not in COLOR:
+        raise UsageError(f"--color {args.color}: expected {', '.join(COLOR)}")
+    if args.heat and not args.heat.endswith(".html"):
+        raise UsageError(f"--heat {args.heat}: expected a file name that ends in .html, or none: put --heat last")
+    auto = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    if args.heat == "" and (args.json or not (auto if args.color == "auto" else args.color == "always")):
+        raise UsageError(
+            "--heat prints colours, for a terminal: --color always does so anywhere, --heat FILE.html writes a page"
+        )
+
+
+def heat_of(data: TextSet, opened: Opened, how: How, tokens: int, found: dict[str, object]) -> Heat:
+    pieces, tokenizer = data.heat(opened, how, tokens)
+    shown = sum(token.loss is not None for piece in pieces for token in piece.tokens)
+    which = "all" if shown == found["tokens"] else "the first"
+    facts = [(words(metric, found), heading(metric)) for metric in data.metrics]
+    return Heat(opened.name, f"{data.title}, {which} {shown:,} tokens", pieces, facts, tokenizer)
+
+
+def show_heat(heats: list[Heat], args) -> None:
+    if args.heat:
+        if not heats:
+            raise UsageError("--heat: no text is among what was evaluated")
+        write_atomically(args.heat, page(heats).encode())
+        print(args.heat, file=sys.stderr if args.json else sys.stdout)
+        return
+    for heat in heats:
+        say(heat.model, heat.title)
+        print("".join(coloured(heat.pieces)) + f"\n{legend()}\n")
 
 
 def main(argv: list[str] | None = None) -> int:

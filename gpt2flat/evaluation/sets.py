@@ -21,6 +21,7 @@ from ..training import config
 from ..training.inputs import Start, best_tokenizer, find_data
 from ..training.manifest import MODEL
 from . import choices, text
+from .heat import Piece, pieces, tell
 from .text import Windows
 
 TOKEN_KINDS = (llmc.KINDS[llmc.TOKENS], llmc.OLD_TOKENS)
@@ -99,6 +100,15 @@ class TextSet:
             opened.model, shards, windows, how.batch(windows.T), lengths, lambda done: told(done, total)
         )
         return found | {"window": windows.T, "stride": windows.stride}
+
+    def heat(self, opened: Opened, how: How, tokens: int) -> tuple[list[Piece], Tokenizer]:
+        """The first `tokens` predictions piece by piece. Raises UsageError when nothing tells what the ids mean."""
+        windows = how.windows(opened.model)
+        shards, tokenizer = self.shards(opened)
+        if tokenizer is None:
+            raise UsageError(f"--heat shows text, and no tokenizer is beside {self.title} or {opened.path}")
+        windows = windows._replace(limit=min(tokens, windows.limit or tokens))
+        return list(pieces(tell(opened.model, shards, windows), tokenizer)), tokenizer
 
     def facts(self, found: dict[str, object]) -> str:
         size = f", {found['bytes']:,} bytes" if found["bytes"] is not None else ""

@@ -13,6 +13,10 @@ SHOWN = {  # metric -> its heading, its text
 }
 
 
+def heading(metric: str) -> str:
+    return SHOWN[metric][0]
+
+
 def words(metric: str, found: dict[str, object]) -> str:
     """A metric of a result; "-" when it could not be had."""
     value = found.get(metric)
@@ -25,7 +29,7 @@ def words(metric: str, found: dict[str, object]) -> str:
 def as_text(columns: list[tuple[str, tuple[str, ...]]], rows: list[tuple[str, list[dict | None]]]) -> str:
     """columns: (title, metrics) of each set; rows: (model, a result for each set or None). A line of titles, one of metrics, one a
     model. Control characters are shown."""
-    head = [[SHOWN[metric][0] for metric in metrics] for _title, metrics in columns]
+    head = [[heading(metric) for metric in metrics] for _title, metrics in columns]
     cells = [
         [
             [words(metric, found) if found else "" for metric in metrics]
