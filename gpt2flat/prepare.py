@@ -1,17 +1,19 @@
 """python -m gpt2flat.prepare INPUT ...: text files, folders, patterns, standard input, JSON lines or Hugging Face datasets to
 token files that train finds by itself; or a well-known set by its name."""
 
-import argparse
 import codecs
 import os
 import re
+import shlex
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from .command import Parser, data_folders, number, run
 from .data.documents import HUB, STDIN, Reading, Tally, find_sources
 from .data.prepared import Order, check_tokenizer, prepare
+from .data.sets import KNOWN, locate, surprise
 from .data.shards import SHARD, Split
 from .errors import UsageError
 from .kernels.threads import MAX_THREADS, default_threads
@@ -19,81 +21,115 @@ from .memory.arena import human
 from .training.screen import say
 
 SMALL = 1 << 24  # bytes of input that are encoded before a second process would have started
+TEXT_FLAGS = (
+    "field",
+    "format",
+    "split_on_blank_lines",
+    "split_on",
+    "invalid",
+    "val_data",
+    "val_fraction",
+    "val_tokens",
+    "val_split",
+)
 SPLITS = ("auto", "documents", "last", "first")
 
 
 def parser() -> Parser:
-    p = Parser(
-        "gpt2flat prepare",
-        description="Makes token files that train finds by itself.",
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
-    add = p.add_argument
-    add("inputs", nargs="*", metavar="INPUT", help=f"a text or .jsonl file (also .gz), a folder, a pattern, {STDIN} for standard input,\n"
-        f"{HUB}NAME, {HUB}NAME:CONFIG or {HUB}NAME@SPLIT for a dataset of Hugging Face's")  # fmt: skip
-    add("--name", help="of the data set; default: that of the first input")
-    add("--out", metavar="FOLDER", help="the files go to FOLDER/NAME/; default $GPT2FLAT_DATA or data/")
-    add("--tokenizer", default="gpt2", metavar="gpt2|char|byte|bpe:N",
-        help="bpe:N learns N tokens from this text ('gpt2flat[bpe]'); default gpt2")  # fmt: skip
-    add("--field", default="text", help="of a line of JSON that holds the text (text)")
-    add("--format", default="auto", choices=("auto", "text", "jsonl"), help="auto: by the name")
-    add(
-        "--split-on-blank-lines",
-        action="store_true",
-        help="a text file holds a document per paragraph; the blank line belongs to it",
-    )
-    add(
-        "--split-on",
-        metavar="TEXT",
-        help=r"a text file holds documents with TEXT (\n, \r, \t: as in Python) between them",
-    )
-    add(
-        "--invalid",
-        default="refuse",
-        choices=("refuse", "replace"),
-        help="what is no UTF-8 ends this, or becomes U+FFFD (refuse)",
-    )
-    add(
-        "--val-data",
-        action="append",
-        default=[],
-        metavar="INPUT",
-        help="documents for validation, in place of a part of the others",
-    )
-    add("--val-fraction", type=number("--val-fraction", float, 0, 0.5), default=0.1, help="for validation (0.1)")
-    add("--val-tokens", type=number("--val-tokens", int, 1, 1 << 31), help="for validation, in place of a fraction")
-    add("--val-split", default="auto", choices=SPLITS, help="which: some documents, spread evenly, or the last or first tokens;\n"
-        "auto: documents if there are 100 or more, else the last tokens")  # fmt: skip
-    add(
-        "--shard-size",
-        type=number("--shard-size", int, 1, (1 << 31) - 1),
-        default=SHARD,
-        help=f"tokens per file ({SHARD:,})",
-    )
-    add("--max-documents", type=number("--max-documents", int, 1), help="take so many and leave the rest")
-    add("--jobs", type=number("--jobs", int, 1, MAX_THREADS), help="processes that encode; default: physical cores")
-    add("--force", action="store_true", help="replace a data set that is there")
+    p = Parser("gpt2flat prepare", description="Makes token files that train finds by itself.")
+    # fmt: off
+    for flags, how in (
+        ("inputs", {"nargs": "*", "metavar": "INPUT", "help":
+            f"a text or .jsonl file (also .gz), a folder, a pattern, {STDIN} for standard input, {HUB}NAME, {HUB}NAME:CONFIG or "
+            f"{HUB}NAME@SPLIT for a dataset of Hugging Face's; or one of the known sets: {', '.join(KNOWN)}"}),
+        ("--list", {"action": "store_true", "help": "the known sets, with sources and licences"}),
+        ("--from", {"dest": "origin", "metavar": "PLACE", "help": "where a known set comes from: a local file or folder, or another web address"}),
+        ("--name", {"help": "of the data set; default: that of the first input"}),
+        ("--out", {"metavar": "FOLDER", "help": "the files go to FOLDER/NAME/; default $GPT2FLAT_DATA or data/"}),
+        ("--tokenizer", {"metavar": "gpt2|char|byte|bpe:N", "help": "bpe:N learns N tokens from this text (gpt2flat[bpe]); default gpt2"}),
+        ("--field", {"default": "text", "help": "of a line of JSON that holds the text (text)"}),
+        ("--format", {"default": "auto", "choices": ("auto", "text", "jsonl"), "help": "auto: by the name"}),
+        ("--split-on-blank-lines", {"action": "store_true", "help": "a text file holds a document per paragraph; the blank line belongs to it"}),
+        ("--split-on", {"metavar": "TEXT", "help": r"a text file holds documents with TEXT (\n, \r, \t as in Python) between them"}),
+        ("--invalid", {"default": "refuse", "choices": ("refuse", "replace"), "help": "what is no UTF-8 ends this, or becomes U+FFFD (refuse)"}),
+        ("--val-data", {"action": "append", "default": [], "metavar": "INPUT", "help": "documents for validation, in place of a part of the others"}),
+        ("--val-fraction", {"type": number("--val-fraction", float, 0, 0.5), "default": 0.1, "help": "for validation (0.1)"}),
+        ("--val-tokens", {"type": number("--val-tokens", int, 1, 1 << 31), "help": "for validation, in place of a fraction"}),
+        ("--val-split", {"default": "auto", "choices": SPLITS, "help": "which: some documents, spread evenly, or the last or first tokens; "
+                         "auto: documents if there are 100 or more, else the last tokens"}),
+        ("--shard-size", {"type": number("--shard-size", int, 1, (1 << 31) - 1), "default": SHARD, "help": f"tokens per file ({SHARD:,})"}),
+        ("--max-documents", {"type": number("--max-documents", int, 1), "help": "take so many and leave the rest"}),
+        ("--jobs", {"type": number("--jobs", int, 1, MAX_THREADS), "help": "processes that encode; default: physical cores"}),
+        ("--force", {"action": "store_true", "help": "replace a data set that is there"}),
+    ):
+        p.add_argument(flags, **how)
+    # fmt: on
     return p
 
 
 def order_of(args) -> Order:
+    """What the flags ask for. Raises UsageError, DataError."""
     if not args.inputs:
         raise UsageError(
             "what is to be prepared is missing: text files, a folder, - or the name of a set; --help tells more"
         )
-    check_tokenizer(args.tokenizer)
+    if args.origin:
+        raise UsageError(f"--from is for the known sets ({', '.join(KNOWN)}), and {args.inputs[0]} is none")
     tally = Tally()
     sources = find_sources(args.inputs, tally)
     val_sources = find_sources(args.val_data, tally) if args.val_data else []
-    name = args.name or _name(args.inputs[0])
+    order = Order(
+        _name(args.inputs[0]),
+        Path(),
+        sources,
+        "gpt2",
+        _reading(args),
+        tuple(val_sources),
+        _split(args),
+        args.val_fraction,
+    )
+    return _settled(args, replace(order, skipped=tally.skipped))
+
+
+def order_of_set(args, progress) -> Order:
+    """What a known set asks for; flags say how it is encoded and stored. Raises UsageError, DataError, CheckpointError."""
+    known = KNOWN[args.inputs[0]]
+    wrong = [flag for flag in TEXT_FLAGS if getattr(args, flag) != parser().get_default(flag)]
+    if wrong or len(args.inputs) > 1:
+        what = f"--{wrong[0].replace('_', '-')}" if wrong else args.inputs[1]
+        raise UsageError(
+            f"{what} does not go with {known.name}, a known set: give its text as a file to have it another way"
+        )
+    folder = _folder(args, args.name or known.stem)
+    path = locate(known, args.origin, folder / "download", lambda got: progress("fetching", Tally(read=got)))
+    sources, val_sources = known.open(known.hub if path is None else path)
+    order = Order(
+        known.stem,
+        Path(),
+        sources,
+        known.tokenizer,
+        known.reading,
+        tuple(val_sources),
+        known.split,
+        about=known.facts(),
+    )
+    return _settled(args, order if args.max_documents is None else replace(order, split=None))
+
+
+def _settled(args, order: Order) -> Order:
+    name, tokenizer = args.name or order.name, args.tokenizer or order.tokenizer
+    check_tokenizer(tokenizer)
+    size = sum(source.size or SMALL for source in (*order.sources, *order.val_sources))
+    return replace(
+        order, name=name, folder=_folder(args, name), tokenizer=tokenizer, shard_size=args.shard_size, most=args.max_documents,
+        jobs=args.jobs or (1 if size < SMALL else default_threads().count), anew=args.force,
+    )  # fmt: skip
+
+
+def _folder(args, name: str) -> Path:
     if not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
         raise UsageError(f"--name {name}: expected letters, digits and - _ + .")
-    size = sum(source.size or SMALL for source in sources)
-    return Order(
-        name, (Path(args.out) if args.out else data_folders()[0]) / name, sources, args.tokenizer, _reading(args), tuple(val_sources),
-        _split(args), args.val_fraction, args.shard_size, args.jobs or (1 if size < SMALL else default_threads().count),
-        args.max_documents, tally.skipped, args.force,
-    )  # fmt: skip
+    return (Path(args.out) if args.out else data_folders()[0]) / name
 
 
 def _name(word: str) -> str:
@@ -127,8 +163,12 @@ def _split(args) -> Split | None:
 class Progress:
     """A line that is drawn over and over, on a terminal only."""
 
-    def __init__(self, total: int | None):
-        self.total, self.began, self.drawn = total, time.monotonic(), 0.0
+    def __init__(self):
+        self.total, self.began, self.drawn = None, time.monotonic(), 0.0
+
+    def expect(self, order: Order) -> None:
+        sizes = [source.size for source in (*order.sources, *order.val_sources)]
+        self.total = None if None in sizes else sum(sizes)
 
     def __call__(self, stage: str, tally: Tally) -> None:
         now = time.monotonic()
@@ -149,15 +189,30 @@ class Progress:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
+def list_sets() -> None:
+    for known in KNOWN.values():
+        say(known.name, f"{known.about}; {known.licence}")
+        where = known.file.url if known.file else f"{known.hub}, by pip install 'gpt2flat[datasets]'"
+        say("", where + (f", {human(known.file.size)}" if known.file and known.file.size else ""))
+
+
 def body(argv: list[str]) -> None:
-    order = order_of(parser().parse(argv))
-    sizes = [source.size for source in (*order.sources, *order.val_sources)]
-    progress, began = Progress(None if None in sizes else sum(sizes)), time.monotonic()
+    args = parser().parse(argv)
+    if args.list:
+        return list_sets()
+    progress, began = Progress(), time.monotonic()
     try:
+        known = KNOWN.get(args.inputs[0]) if args.inputs else None
+        if known and args.tokenizer == "char" and f"{known.name}-char" in KNOWN:
+            args.inputs[0] = f"{known.name}-char"
+        order = order_of_set(args, progress) if known else order_of(args)
+        progress.expect(order)
         report = prepare(order, progress)
     finally:
         progress.clear()
     tell(order, report, time.monotonic() - began)
+    if known and (other := surprise(KNOWN[args.inputs[0]], report)):
+        say("note", other)
 
 
 def tell(order: Order, report: dict, seconds: float) -> None:
@@ -188,7 +243,9 @@ def tell(order: Order, report: dict, seconds: float) -> None:
     files = [file["name"] for side in report["files"].values() for file in side]
     shown = files if len(files) < 5 else [files[0], "...", files[-1]]
     say("files", f"{order.folder}/: {', '.join([*shown, 'tokenizer.bin', order.name + '.json'])}")
-    say("try next", f"python -m gpt2flat.train --dataset {order.name}")
+    pattern = order.folder / re.sub(r"_\d{6}", "_*", files[0])
+    where = f"--dataset {order.name}" if tokens["val"] else f"--train-data {shlex.quote(str(pattern))}"
+    say("try next", f"python -m gpt2flat.train {where}{'' if tokens['val'] else ' --val-every 0'}")
 
 
 def main(argv: list[str] | None = None) -> int:

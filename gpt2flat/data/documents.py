@@ -11,6 +11,7 @@ import io
 import json
 import os
 import sys
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -125,7 +126,7 @@ def _suffix(name: str) -> str:
 # --- bytes -----------------------------------------------------------------------------------------------------------
 
 
-class _Counted(io.RawIOBase):
+class Counted(io.RawIOBase):
     """The bytes of a source on their way: counted, and hashed."""
 
     def __init__(self, read: Callable[[int], bytes], tally: Tally):
@@ -154,22 +155,38 @@ def _open_file(path: Path, reading: Reading, tally: Tally) -> Iterator[Document]
             at += len(data)
             return data
 
-        yield from _documents(str(path), _Counted(read, tally), reading, tally)
+        yield from documents_of(str(path), Counted(read, tally), reading, tally)
 
 
 def _open_stdin(reading: Reading, tally: Tally) -> Iterator[Document]:
-    yield from _documents("standard input", _Counted(sys.stdin.buffer.read1, tally), reading, tally)
+    yield from documents_of("standard input", Counted(sys.stdin.buffer.read1, tally), reading, tally)
 
 
-def _documents(name: str, raw: _Counted, reading: Reading, tally: Tally) -> Iterator[Document]:
+class _Stream:
+    """Bytes for a reader, unpacked if need be; damage is a DataError."""
+
+    def __init__(self, name: str, raw: Counted):
+        self._name, self._stream = name, io.BufferedReader(raw, PIECE)
+        if name.lower().endswith(PACKED):
+            self._stream = gzip.GzipFile(fileobj=self._stream)
+
+    def read(self, size: int) -> bytes:
+        return self._sound(self._stream.read, size)
+
+    def readline(self, size: int) -> bytes:
+        return self._sound(self._stream.readline, size)
+
+    def _sound(self, read: Callable[[int], bytes], size: int) -> bytes:
+        try:
+            return read(size)
+        except (gzip.BadGzipFile, EOFError, zlib.error, zipfile.BadZipFile) as problem:
+            raise DataError(f"{self._name}: cannot be unpacked: {str(problem).lower()}: copy the file again") from None
+
+
+def documents_of(name: str, raw: Counted, reading: Reading, tally: Tally) -> Iterator[Document]:
+    """The documents in the bytes of a source, by its name; counted in `tally` when all were read."""
     form = reading.form if reading.form != "auto" else "jsonl" if _suffix(name) in LINES else "text"
-    stream = io.BufferedReader(raw, PIECE)
-    if name.lower().endswith(PACKED):
-        stream = gzip.GzipFile(fileobj=stream)
-    try:
-        yield from (_lines if form == "jsonl" else _text)(name, stream, reading, tally)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as problem:
-        raise DataError(f"{name}: cannot be unpacked: {str(problem).lower()}: copy the file again") from None
+    yield from (_lines if form == "jsonl" else _text)(name, _Stream(name, raw), reading, tally)
     tally.finish(name, raw.size, raw.sha256.hexdigest())
 
 

@@ -28,7 +28,7 @@ Watch = Callable[[str, Tally], None]
 @dataclass(frozen=True)
 class Order:
     """What is wanted. val_sources: documents for validation; without them `split` says which are, None by the number of
-    documents. most: documents at most."""
+    documents. most: so many documents of each."""
 
     name: str
     folder: Path
@@ -64,7 +64,7 @@ def prepare(order: Order, watch: Watch = lambda stage, tally: None) -> dict:
     if order.tokenizer not in ("gpt2", "byte"):
         sides = [([_kept(source, work) for source in sources], side) for sources, side in sides]
     tally = Tally(skipped=order.skipped)
-    tokenizer = _tokenizer(order, [source for sources, _ in sides for source in sources], watch)
+    tokenizer = _tokenizer(order, [sources for sources, _ in sides], watch)
     _check_neighbours(order, tokenizer)
     tokenizer.save(work / TOKENIZER)
     spools = [_encode(order, sources, side, work, tally, watch) for sources, side in sides]
@@ -106,17 +106,15 @@ def make_tokenizer(name: str, texts: Iterator[str]) -> Tokenizer:
     return Tokenizer.gpt2() if name == "gpt2" else Tokenizer.byte()
 
 
-def _tokenizer(order: Order, sources: list[Source], watch: Watch) -> Tokenizer:
+def _tokenizer(order: Order, sides: list[list[Source]], watch: Watch) -> Tokenizer:
     tally = Tally()
 
     def texts() -> Iterator[str]:
-        for document in _documents(order, sources, tally):
-            for text in document:
-                yield text
+        for sources in sides:
+            for part in segments(_documents(order, sources, tally), tally, order.most):
                 watch("reading", tally)
-            tally.documents += 1
-            if tally.documents == order.most:
-                return
+                for _, raw in part.texts:
+                    yield raw.decode()
 
     made = make_tokenizer(order.tokenizer, texts())
     if made.vocab_size > bpe.MOST_VOCAB:

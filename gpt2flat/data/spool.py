@@ -45,7 +45,7 @@ class Segment:
 
 def segments(documents: Iterable[Document], tally: Tally, most: int | None = None) -> Iterator[Segment]:
     """The documents (at most so many) in segments of about SEGMENT characters. Empty documents are left out and counted."""
-    texts, size, held = [], 0, 0
+    texts, size, held, taken = [], 0, 0, 0
     for document in documents:
         starts = True
         for part in cut(document):
@@ -59,7 +59,8 @@ def segments(documents: Iterable[Document], tally: Tally, most: int | None = Non
             tally.skip("an empty document", f"behind document {tally.documents}")
             continue
         tally.documents += 1
-        if tally.documents == most:
+        taken += 1
+        if taken == most:
             break
     if texts:
         yield Segment(texts, size)
