@@ -3,6 +3,7 @@
 import ast
 import os
 import shutil
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from hypothesis import settings
 HERE = Path(__file__).parent
 os.environ["PYTHONSAFEPATH"] = "1"  # a clone without kernels must not hide the installed copy that is being tested
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))  # for scripts there
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, and so would its children
 os.environ.setdefault("NUMBA_NUM_THREADS", "8")  # read when numba is imported; so many threads the tests ask for
 # test file -> what it needs beyond the `test` extra: modules, programs; and what brings them
 NEEDS = {

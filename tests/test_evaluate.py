@@ -229,7 +229,6 @@ def test_ctrl_c_is_one_line(runs):
 import os, signal, sys
 from gpt2flat import Model
 from gpt2flat.evaluate import main
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 losses = Model.losses
 def interrupted(self, *batch):
     os.kill(os.getpid(), signal.SIGINT)

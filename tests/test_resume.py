@@ -234,9 +234,8 @@ def test_the_best_stays_though_it_was_validated_after_it_was_saved(tmp_path, mon
 def test_a_signal_saves_and_the_resumed_run_is_the_uninterrupted_one(tmp_path, number):
     long = resuming.whole(tmp_path, "plain", 60)
     words = [*resuming.BASE, "-x", "60", "-o", "cut", "-n", "0", "--log-every", "1"]
-    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
     process = subprocess.Popen([sys.executable, "-m", "gpt2flat.train", *words], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
-                               env=os.environ | {"PYTHONPATH": str(ROOT)}, preexec_fn=heed)  # fmt: skip
+                               env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
     next(line for line in iter(process.stdout.readline, "") if "| loss" in line)
     process.send_signal(number)
     process.stdout.read()

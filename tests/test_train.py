@@ -327,8 +327,7 @@ def test_a_cry_for_help_is_heard(flag, capsys):
 def test_ctrl_c_leaves_a_run_that_can_be_read_and_generated_from(here, number):
     words = command(*SMALL, "--steps", 10**6, "--sample-every", 0, "-o", "run")
     # a shell's background job ignores Ctrl-C; this one must not
-    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, preexec_fn=heed)
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     lines = iter(process.stdout.readline, "")
     assert any("| loss" in line and not line.startswith("step       0") for line in lines)
     process.send_signal(number)
