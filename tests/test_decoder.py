@@ -223,6 +223,24 @@ def test_rows_go_on_from_what_others_held(sources):
         assert all(np.array_equal(a[row], b[0]) for a, b in zip(got, want)), row
 
 
+@pytest.mark.parametrize("weights", ["fp32", "int8"])
+def test_rows_come_and_go(weights):
+    """One prompt becomes four rows, then two, then three: each with the bits that it has alone."""
+    model, ids = made(), ids_of(4, 40)
+    decoder, paths = Decoder(model, 4, weights=weights), [list(ids[0, :9])]
+    got = [decoder.prefill([ids[0, :9]])[0].copy()]
+    for n, sources in enumerate(([0, 0, 0, 0], [3, 1], [1, 0, 1], [2])):
+        decoder.select(np.array(sources))
+        paths = [[*paths[source], int(ids[row, 20 + n])] for row, source in enumerate(sources)]
+        logits = decoder.step([path[-1] for path in paths])
+        assert logits.shape == (len(sources), V) and (decoder.lengths == 10 + n).all()
+        got += [logits[-1].copy()]
+    assert decoder.prefill([ids[1, :5], ids[2, :7]]).shape == (2, V)
+    alone = Decoder(model, 1, weights=weights)
+    want = [alone.prefill([ids[0, :9]])[0].copy()] + [alone.step([i])[0].copy() for i in paths[0][9:]]
+    assert np.array_equal(want[0], got[0]) and np.array_equal(want[-1], got[-1])
+
+
 # --- memory
 
 
@@ -306,7 +324,7 @@ def test_what_is_no_prompt_and_no_step():
     decoder = Decoder(made(), 2)
     with pytest.raises(UsageError, match="prefill first"):
         decoder.step([1, 2])
-    for prompts in ([], [[1]], [[1], [2], [3]], [[1], []], [[1], [0.5]], [[1], [[2]]], [[1], "a"], [[1], None]):
+    for prompts in ([], [[1], [2], [3]], [[1], []], [[1], [0.5]], [[1], [[2]]], [[1], "a"], [[1], None]):
         with pytest.raises(KernelArgError, match="prefill: .*prompts|prompts: expected"):
             decoder.prefill(prompts)
     for prompts in ([[1], [V]], [[-1], [0]]):
@@ -319,8 +337,8 @@ def test_what_is_no_prompt_and_no_step():
     for wrong in ([0, V], [-1, 0]):
         with pytest.raises(DataError):
             decoder.step(wrong)
-    for sources in ([0], [0, 1, 1], [0.0, 1.0], [[0, 1]], None, "ab", [0, 2], [-1, 0], [True, False]):
-        with pytest.raises(KernelArgError, match="select: .* expected 2 rows"):
+    for sources in ([], [0, 1, 1], [0.0, 1.0], [[0, 1]], None, "ab", [0, 2], [-1, 0], [True, False]):
+        with pytest.raises(KernelArgError, match="select: .* expected 1 to 2 rows"):
             decoder.select(sources)
     assert (decoder.lengths == [2, 1]).all()
 

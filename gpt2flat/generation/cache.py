@@ -36,8 +36,7 @@ class Cache:
         self._dims = {**model.config.dims(), **modes, "B": rows, "S": -(-most // 16) * 16}
         self._params = _with_head(model.params.layout, self._dims)
         self.layouts = {"kv": Layout.plan(gpt2.CACHE, self._dims, ALIGN), "packed": self._packed()}
-        steps = _unrolled(gpt2.TOKEN_HEAD, gpt2.TOKEN, gpt2.TOKEN_TAIL, self._dims["L"])
-        self._token = self._program(steps, "token", gpt2.TOKEN_ACTS, self._dims)
+        self._token = self._token_program(self._dims)
         # no kernel needs more scratch for less
         self._scratch = self._program(
             _unrolled((), gpt2.READ, (), 1), "prompt", gpt2.READ_ACTS, self._shape(TOKENS, most)
@@ -45,6 +44,7 @@ class Cache:
         self.layouts["token"] = _with_scratch(gpt2.TOKEN_ACTS, self._token[1], self._dims)
         self.layouts["prompt"] = self._prompt_layout(1, max(most, TOKENS))
         self._prompts: dict[tuple[int, int, int], tuple[list[Call], Section]] = {}
+        self._steps: dict[int, tuple[list[Call], Section]] = {}
 
     def open(self) -> None:
         """Takes its memory from the arena and binds the calls of a token. Raises CapacityError."""
@@ -52,8 +52,7 @@ class Cache:
         self._turn = self.model.arena.turn
         self.sections = {name: Section(name, floats[name], layout) for name, layout in self.layouts.items()}
         self.sections["params"] = Section("params", self.model.params.floats, self._params)
-        self.token = self.sections["token"]
-        self._step = self._bind(self._token[0], self.sections, self.token)
+        self.use(self.rows)
         for place in self.layouts["packed"]:
             for out, rows in self._pairs(place):
                 pack_rows(out, rows, self._dims["PACK"])
@@ -102,6 +101,10 @@ class Cache:
         bind(calls, {**sections, "scratch": acts}, self.model.kernels)
         return calls
 
+    def _token_program(self, dims: dict[str, int]) -> tuple[list[Call], int]:
+        steps = _unrolled(gpt2.TOKEN_HEAD, gpt2.TOKEN, gpt2.TOKEN_TAIL, self._dims["L"])
+        return self._program(steps, "token", gpt2.TOKEN_ACTS, dims)
+
     # -- passes --------------------------------------------------------------------------------------------------------
 
     def read(self, first: int, tokens: np.ndarray) -> np.ndarray:
@@ -125,18 +128,32 @@ class Cache:
         sections = {**self.sections, "prompt": acts, "kv": _Rows(self.sections["kv"], first, first + B)}
         return self._bind(calls, sections, acts), acts, sections
 
+    def use(self, rows: int) -> None:
+        """From here on the first `rows` rows only are stepped; `token` is of so many."""
+        if rows not in self._steps:
+            self._steps[rows] = self._bind_token(rows)
+        self._step, self.token, self._stepped = self._steps[rows]
+
+    def _bind_token(self, rows: int) -> tuple[list[Call], Section, dict]:
+        dims = {**self._dims, "B": rows}
+        calls, scratch = self._token_program(dims)
+        layout = _with_scratch(gpt2.TOKEN_ACTS, scratch, dims)
+        acts = Section("token", self.sections["token"].floats[: layout.floats], layout)
+        sections = {**self.sections, "token": acts, "kv": _Rows(self.sections["kv"], 0, rows)}
+        return self._bind(calls, sections, acts), acts, sections
+
     def step(self, tokens: np.ndarray, positions: np.ndarray) -> None:
-        """One token of every row, at these positions."""
+        """One token of each row in use, at these positions."""
         self.token["tokens"][:], self.token["positions"][:] = tokens, positions
-        self.model.run(self._step, self.sections)
+        self.model.run(self._step, self._stepped)
 
     def head(self) -> None:
         """The logits of what is in the residual stream of a step."""
-        self.model.run(self._step[-1:], self.sections)
+        self.model.run(self._step[-1:], self._stepped)
 
     def select(self, sources: np.ndarray, length: int) -> None:
         """Row r gets a copy of the first `length` positions of row sources[r]."""
-        moved = np.flatnonzero(sources != np.arange(self.rows))
+        moved = np.flatnonzero(sources != np.arange(len(sources)))
         blocks = -(-length // 16) * 16
         for name in ("keys", "values"):
             for layer in range(self._dims["L"]):

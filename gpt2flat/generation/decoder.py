@@ -17,13 +17,14 @@ def first_seen(n: int, block_size: int) -> int:
 
 
 class Decoder:
-    """The logits of what follows `rows` sequences, which prefill starts and step continues by an id each.
+    """The logits of what follows up to `rows` sequences, which prefill starts and step continues by an id each; select drops and
+    copies them.
 
     A row's logits have the same bits whatever the other rows, their number and the threads. Sequences may outgrow the block size
     (first_seen). A model has one Decoder at a time: a new one takes the memory of the one before. Parameters that change, by
     an update or by hand, count from the next prefill on; packed weights stay what they were: make a new Decoder.
 
-    lengths: ids known of each row. error: how far packed weights are off (Cache.error)."""
+    lengths: ids known of each row that there is now. error: how far packed weights are off (Cache.error)."""
 
     def __init__(self, model, rows: int, capacity: int | None = None, weights: str = "fp32"):
         """capacity: how many ids a row may hold; None: any number, of which it sees what fits the block size. weights: the matrices
@@ -37,8 +38,8 @@ class Decoder:
         self._most = model.config.block_size if capacity is None else min(int(capacity), model.config.block_size)
         self._cache = Cache(model, self.rows, self._most, weights)
         self._cache.open()
-        self.lengths = np.zeros(self.rows, np.int64)
-        self._first = np.zeros(self.rows, np.int64)  # the first id of each row that is seen
+        self.lengths = np.zeros(0, np.int64)
+        self._first = np.zeros(0, np.int64)  # the first id of each row that is seen
         self._ids = np.zeros((self.rows, self._most), np.int32)  # from there on
 
     @property
@@ -46,32 +47,35 @@ class Decoder:
         return self._cache.error
 
     def prefill(self, prompts: list[np.ndarray]) -> np.ndarray:
-        """prompts: an array (n,) of ids for each row, n >= 1. Returns (rows, V) float32, the logits of what follows each; valid until
+        """prompts: 1 to `rows` arrays (n,) of ids, n >= 1. Returns (prompts, V) float32, the logits of what follows each; valid until
         the next call. Forgets what was. Raises KernelArgError, DataError."""
         self._check()
-        if len(prompts) != self.rows:
-            raise KernelArgError(f"prefill: {len(prompts)} prompts, expected one for each of {self.rows} rows")
+        if not 1 <= len(prompts) <= self.rows:
+            raise KernelArgError(f"prefill: {len(prompts)} prompts, expected one for each of 1 to {self.rows} rows")
         prompts = [as_ids("prompts", prompt, self._config.vocab_size, axes=(1,)) for prompt in prompts]
         lengths = np.array([len(prompt) for prompt in prompts])
         self._fit(lengths)
-        self.lengths[:] = lengths
+        self.lengths = lengths
+        self._first = np.array([first_seen(int(n), self._config.block_size) for n in lengths])
         for row, prompt in enumerate(prompts):
-            self._first[row] = first_seen(len(prompt), self._config.block_size)
             seen = prompt[self._first[row] :]
             self._ids[row, : len(seen)] = seen
-        self._read(np.arange(self.rows))
+        self._cache.use(len(prompts))
+        self._read(np.arange(len(prompts)))
         return self._cache.token["logits"]
 
     def step(self, ids: np.ndarray) -> np.ndarray:
-        """ids: (rows,), the next id of each. Returns (rows, V) float32 as prefill does."""
+        """ids: the next id of each row that there is. Returns (ids, V) float32 as prefill does."""
         self._check()
-        if not self.lengths[0]:
+        count = len(self.lengths)
+        if not count:
             raise UsageError("step: there is nothing to go on from: prefill first")
         ids = as_ids("ids", ids, self._config.vocab_size, axes=(1,))
-        if len(ids) != self.rows:
-            raise KernelArgError(f"step: {len(ids)} ids, expected one for each of {self.rows} rows")
+        if len(ids) != count:
+            raise KernelArgError(f"step: {len(ids)} ids, expected one for each of {count} rows")
         self._fit(self.lengths + 1)
-        every, at = np.arange(self.rows), self.lengths - self._first
+        self._cache.use(count)
+        every, at = np.arange(count), self.lengths - self._first
         first = np.array([first_seen(int(n) + 1, self._config.block_size) for n in self.lengths])
         outgrown = np.flatnonzero(first > self._first)
         for row in outgrown:
@@ -82,7 +86,7 @@ class Decoder:
         self._first[:] = first
         self.lengths += 1
         if (
-            len(outgrown) < self.rows
+            len(outgrown) < count
         ):  # rows that are read anew take part too, and what they leave in the cache is overwritten
             self._cache.step(ids, at)
         if len(outgrown):
@@ -90,21 +94,21 @@ class Decoder:
         return self._cache.token["logits"]
 
     def select(self, sources: np.ndarray) -> None:
-        """Row r goes on from a copy of what row sources[r] held, (rows,) integers; logits that were returned do not change.
-        Raises KernelArgError."""
+        """Row r goes on from a copy of what row sources[r] held: 1 to `rows` integers, and so many rows are there from now on; logits
+        that were returned do not change. Raises KernelArgError."""
         self._check()
         found, sources = sources, np.asarray(sources)
         if (
-            sources.shape != (self.rows,)
+            sources.ndim != 1
+            or not 1 <= len(sources) <= self.rows
             or sources.dtype.kind not in "iu"
-            or not 0 <= sources.min() <= sources.max() < self.rows
+            or not 0 <= sources.min() <= sources.max() < len(self.lengths)
         ):
-            raise KernelArgError(
-                f"select: found {found!r:.99}, expected {self.rows} rows, whole numbers from 0 to {self.rows - 1}"
-            )
+            there = f"1 to {self.rows} rows, whole numbers from 0 to {len(self.lengths) - 1}"
+            raise KernelArgError(f"select: found {found!r:.99}, expected {there}")
         self._cache.select(sources, int((self.lengths - self._first).max()))
-        for held in (self.lengths, self._first, self._ids):
-            held[:] = held[sources]
+        self.lengths, self._first = self.lengths[sources], self._first[sources]
+        self._ids[: len(sources)] = self._ids[sources]
 
     def _check(self) -> None:
         if self._cache.lost:
