@@ -3,7 +3,7 @@
 from gpt2flat import Model, GPT2Config          (what it can do and where to read on: README.md)"""
 
 from .arch.gpt2 import GPT2Config
-from .generation.sample import generate
+from .generation.generate import generate
 from .model import Model
 
 Model.generate = generate  # sampling lies a floor above the model

@@ -1,49 +1,219 @@
-"""python -m gpt2flat.generate [RUN]: text from a trained model, as it is made."""
+"""python -m gpt2flat.generate [RUN]: text from a trained model, as it is made: for one prompt or many, or typed in a loop."""
 
+import argparse
+import contextlib
+import os
 import sys
+from dataclasses import fields
 
-from .command import MODEL_HELP, Parser, number, open_model, run
-from .data.tokenizer import Decoder, Tokenizer, escape_controls
-from .generation.sample import stream
+from .command import MODEL_HELP, Parser, StopSignal, number, open_model, run
+from .data.tokenizer import Tokenizer, escape_controls
+from .errors import DataError, UsageError
+from .generation import beams, show, stream
+from .generation.cache import WEIGHTS
+from .generation.interactive import Talk, talk
+from .generation.prompts import STDIN, read_prompts, read_text
+from .generation.sampling import LIMITS, Sampling
+from .generation.text import Texts
 from .kernels import MAX_THREADS
+from .model import PRECISIONS
 from .training.inputs import prompt_ids
+
+HELP = {
+    "temperature": "below 1 safer, above 1 wilder, 0 always the likeliest (1)",
+    "top_k": "choose among the K likeliest tokens only",
+    "top_p": "among the fewest likeliest tokens that together have this probability",
+    "min_p": "among tokens at least this likely, in terms of the likeliest",
+    "repetition_penalty": "above 1: tokens that are there already become less likely (1)",
+    "repetition_window": "the penalty looks at the last so many tokens only; default: at all",
+}
+# setting -> what reads its value, also typed in --interactive
+READERS = {name: number(f"--{name.replace('_', '-')}", *limits) for name, limits in LIMITS.items()}
+READERS |= {"max_tokens": number("--max-tokens", int, 1), "seed": number("--seed", int, 0, (1 << 63) - 1)}
+SEARCHED = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "greedy",
+    "num_samples",
+    "stop",
+    "batch",
+    "interactive",
+)  # not with --beams
+# other tools' names -> ours
+OTHERS = {
+    "max-new-tokens": "max-tokens", "n-predict": "max-tokens", "length": "max-tokens", "temp": "temperature", "num-beams": "beams",
+    "num-return-sequences": "num-samples", "repeat-penalty": "repetition-penalty", "repeat-last-n": "repetition-window",
+    "prompt-file": "file", "batch-size": "batch", "start": "prompt",
+}  # fmt: skip
+
+
+def unknown(flag: str) -> str:
+    meant = OTHERS.get(flag.lstrip("-"))
+    return f"{flag} is called --{meant} here" if meant else f"{flag} is no flag of this command: --help lists them"
 
 
 def parser() -> Parser:
-    p = Parser("gpt2flat generate", description="Writes text with a trained model.")
+    p = Parser("gpt2flat generate", description="Writes text with a trained model.", unknown=unknown)
     p.add_argument("run", nargs="?", metavar="RUN", help=MODEL_HELP)
-    p.add_argument("-p", "--prompt", metavar="TEXT", help="text to go on from; default: the start of a new text")
-    p.add_argument("-n", "--max-tokens", type=number("--max-tokens", int, 1), default=256, help="tokens to write (256)")
-    p.add_argument("--temperature", type=number("--temperature", float, 0, 1e6), default=1.0,
-                   help="below 1 safer, above 1 wilder, 0 always the likeliest (1)")  # fmt: skip
-    p.add_argument("--top-k", type=number("--top-k", int, 1), help="choose among the K likeliest tokens only")
-    p.add_argument("--seed", type=number("--seed", int, 0), default=0, help="another seed, another text (0)")
+    g = p.add_argument_group("prompts")
+    g.add_argument("-p", "--prompt", metavar="TEXT", action="append",
+                   help="text to go on from, several times for several; - is all of standard input; default: the start of a new text")  # fmt: skip
+    g.add_argument("--file", metavar="FILE", help="prompts, one on each line; - is standard input; .jsonl: see --jsonl")
+    g.add_argument(
+        "--jsonl", action="store_true", help='each line of --file is a JSON string, or an object with a "prompt"'
+    )
+    g.add_argument("--num-samples", type=number("--num-samples", int, 1, 1 << 31), help="texts for each prompt (1)")
+    g.add_argument(
+        "--batch", type=number("--batch", int, 1, 1 << 20), help=f"texts made at once; it changes none ({stream.BATCH})"
+    )
+    g.add_argument(
+        "-i", "--interactive", action="store_true", help="type prompts in a loop; /help lists what can be changed there"
+    )
+    g.add_argument("--history", metavar="FILE", help="where --interactive keeps the lines typed; default: nowhere")
+    g = p.add_argument_group("choosing tokens")
+    g.add_argument("-n", "--max-tokens", type=READERS["max_tokens"], default=256, help="tokens to write (256)")
+    for name, text in HELP.items():
+        g.add_argument(f"--{name.replace('_', '-')}", type=READERS[name], help=text)
+    g.add_argument("--greedy", action="store_true", help="always the likeliest token, as --temperature 0")
+    g.add_argument("--seed", type=READERS["seed"], default=0, help="another seed, another text (0)")
+    g.add_argument("--stop", metavar="STR", action="append", help="end before this text, several times for several")
+    g.add_argument(
+        "--beams", type=number("--beams", int, 1, beams.MOST), help="search for the likeliest text with so many beams"
+    )
+    g.add_argument("--length-penalty", type=number("--length-penalty", float, -1e3, 1e3),
+                   help="a beam's log-probability is divided by its length to this power (1)")  # fmt: skip
+    g.add_argument("--n-best", type=number("--n-best", int, 1, beams.MOST), help="so many of the best beams (1)")
+    g = p.add_argument_group("how")
+    g.add_argument("--json", action="store_true", help="a JSON object for each text, with ids and log-probabilities")
+    g.add_argument(
+        "--weights", choices=tuple(WEIGHTS), default="fp32", help="how weights are kept while writing (fp32)"
+    )
+    g.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="bf16: products of the prompt round their inputs (fp32)"
+    )
     threads = "at most; default: physical cores, or OMP_NUM_THREADS"
-    p.add_argument("--threads", type=number("--threads", int, 1, MAX_THREADS), help=threads)
+    g.add_argument("--threads", type=number("--threads", int, 1, MAX_THREADS), help=threads)
     return p
 
 
-def body(argv: list[str]) -> None:
+def read_flags(argv: list[str]) -> argparse.Namespace:
+    """Raises UsageError for flags that do not go together."""
     args = parser().parse(argv)
-    model, tokenizer, path = open_model(args.run, threads=args.threads)
-    ids = prompt_ids(args.prompt, tokenizer)
+    given = {name for name, value in vars(args).items() if value not in (None, False)}
+
+    def refuse(flag: str, others, why: str) -> None:
+        for name in others:
+            if name in given:
+                raise UsageError(f"--{name.replace('_', '-')} does not go with {flag}: {why}")
+
+    if args.beams:
+        refuse("--beams", SEARCHED, "beams are searched for, not drawn, several prompts in turn")
+    elif given & {"n_best", "length_penalty"}:
+        raise UsageError("--n-best and --length-penalty need --beams")
+    if args.greedy:
+        refuse("--greedy", ("temperature",), "it is temperature 0")
+        args.temperature = 0.0
+    if args.interactive:
+        refuse("--interactive", ("prompt", "file", "jsonl", "num_samples", "batch", "json"), "prompts are typed there")
+    if args.file:
+        refuse("--file", ("prompt",), "give one of them")
+    elif args.jsonl:
+        raise UsageError("--jsonl tells how --file is to be read: give it too")
+    if args.history and not args.interactive:
+        raise UsageError("--history is that of --interactive")
+    args.batch, args.length_penalty = (
+        args.batch or stream.BATCH,
+        1.0 if args.length_penalty is None else args.length_penalty,
+    )
+    return args
+
+
+def sampling_of(args) -> Sampling:
+    given = {field.name: getattr(args, field.name) for field in fields(Sampling)}
+    return Sampling(**{name: value for name, value in given.items() if value is not None})
+
+
+def prompts_of(args) -> list[str]:
+    if args.file:
+        return read_prompts(args.file, args.jsonl)
+    return [read_text(STDIN) if text == STDIN else text for text in args.prompt or [""]]
+
+
+def body(argv: list[str]) -> int | None:
+    args = read_flags(argv)
+    prompts = [] if args.interactive else prompts_of(args)
+    model, tokenizer, path = open_model(args.run, threads=args.threads, precision=args.precision)
     if args.run is None:
         print(f"from {path}", file=sys.stderr)
-    stop = tokenizer.eot if tokenizer else None
-    new = stream(model, ids, args.max_tokens, args.temperature, args.top_k, seed=args.seed, stop=stop)
-    write(args.prompt or "", (int(step[0]) for step in new), tokenizer)
+    if args.interactive:
+        return converse(args, model, tokenizer)
+    return write(args, model, tokenizer, prompts)
 
 
-def write(prompt: str, new, tokenizer: Tokenizer | None) -> None:
-    """Prints the prompt and the new tokens as they come, up to the end of the text."""
+def write(args, model, tokenizer: Tokenizer | None, prompts: list[str]) -> None:
+    """Prints the prompts and what follows them, or JSON."""
+    ids = [prompt_ids(prompt, tokenizer) for prompt in prompts]
+    texts, eot = Texts(tokenizer, tuple(args.stop or ())), tokenizer.eot if tokenizer else None
+    sampling, each = sampling_of(args), args.n_best or args.num_samples or 1
+    if args.beams:
+        stops = () if eot is None else (eot,)
+        found = beams.stream(
+            model, ids, args.max_tokens, args.beams, each, args.length_penalty, stops, sampling, args.weights
+        )
+        tokens = texts.follow(found)
+    else:
+        tokens = stream.stream(
+            model, ids, args.max_tokens, sampling, each, args.seed, texts.ends, args.batch, args.weights, args.json
+        )
+    # as the model saw them: without lone surrogates
+    seen = [tokenizer.decode(row) if prompt else "" for prompt, row in zip(prompts, ids, strict=True)]
+    seen = [prompt for prompt in seen for _ in range(each)]
+    parts = show.as_json(tokens, texts, seen, eot) if args.json else show.as_text(tokens, texts, seen)
+    out = writer()
+    for text in show.in_order(parts):
+        out(text)
+
+
+def writer():
+    """What prints text at once, safe for a terminal where there is one."""
     safe = escape_controls if sys.stdout.isatty() else str
-    decoder = Decoder(tokenizer) if tokenizer else None
-    print(safe(prompt), end="", flush=True)
-    for token in new:
-        if tokenizer and token == tokenizer.eot:
-            break
-        print(safe(decoder.feed(token)) if decoder else f"{token} ", end="", flush=True)
-    print(safe(decoder.flush()) if decoder else "")
+    return lambda text: print(safe(text), end="", flush=True)
+
+
+def converse(args, model, tokenizer: Tokenizer | None) -> int:
+    """The prompt loop."""
+    if tokenizer is None:
+        raise UsageError("--interactive needs a tokenizer, and none is beside the model")
+    if sys.stdin is None:
+        raise DataError("standard input is closed, expected the one who types")
+    sys.stdin.reconfigure(errors="replace")
+    out = writer()
+    conversation = Talk(model, tokenizer, sampling_of(args), args.max_tokens, args.seed, tuple(args.stop or ()), READERS, out,
+                        StopSignal, args.weights)  # fmt: skip
+    typed = sys.stdin.isatty()
+    if typed:
+        print("type text to go on from; /help lists what else there is, Ctrl-D ends", file=sys.stderr)
+    with line_history(args.history if typed else None):
+        return talk(conversation, (lambda prompt: input(prompt if typed else "")), out)
+
+
+@contextlib.contextmanager
+def line_history(path: str | None):
+    """Line editing where Python has it, and the lines of earlier times."""
+    try:
+        import readline
+    except ImportError:
+        readline = None
+    if readline and path and os.path.exists(path):
+        readline.read_history_file(path)
+    try:
+        yield
+    finally:
+        if readline and path:
+            readline.set_history_length(1000)
+            readline.write_history_file(path)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -100,7 +100,7 @@ def state(run: Path) -> dict[str, str]:
 
 def records(run: Path) -> list[dict]:
     """What must be equal of metrics.jsonl: every digit of every number that is no time."""
-    kept = ("step", "loss", "lr", "grad_norm", "val_loss", "sample", "loss_z", "grad_norm_z", "skipped")
+    kept = ("step", "loss", "lr", "grad_norm", "val_loss", "sample", "prompt", "loss_z", "grad_norm_z", "skipped")
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().split("\n")[:-1]]
     told = [{name: event[name] for name in kept if name in event} for event in events]
     return [event for event in told if len(event) > 1]

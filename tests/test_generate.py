@@ -1,11 +1,10 @@
-"""Sampling and the generate command."""
+"""The generate command: where models and prompts come from, what it prints, and input that would hurt."""
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +12,9 @@ import pytest
 import harness
 from gpt2flat import GPT2Config, Model
 from gpt2flat.data.tokenizer import Tokenizer
-from gpt2flat.errors import DataError, KernelArgError, NonFiniteError, UsageError
-from gpt2flat.generate import main, write
-from gpt2flat.generation.sample import generate, next_logits, pick
+from gpt2flat.generate import main
+from gpt2flat.generation import beams, stream
+from gpt2flat.generation.stream import Token
 from gpt2flat.training.run import Run, find_checkpoint
 
 LLMC_TINY = Path(__file__).parent / "llmc_tiny"
@@ -29,110 +28,13 @@ def model() -> Model:
     return m
 
 
-class FakeModel:
-    """Logits that depend on the last token only: the next id is likeliest, then the one after it."""
-
-    def __init__(self, V: int = 10):
-        self.V, self.seen, self.config = V, [], SimpleNamespace(block_size=8, vocab_size=V)
-
-    def logits(self, tokens, at):
-        self.seen.append(tokens.copy())
-        out = np.full((*tokens.shape, self.V), -5.0, np.float32)
-        for shift, value in ((1, 3.0), (2, 2.0), (3, 1.0)):
-            np.put_along_axis(out, (tokens[..., None] + shift) % self.V, value, axis=-1)
-        return out[:, at]
-
-
-def test_greedy_counts_up():
-    assert generate(FakeModel(), [4], 8, temperature=0).tolist() == [4, 5, 6, 7, 8, 9, 0, 1, 2]
-    assert generate(FakeModel(), [[4], [7]], 3, temperature=0).tolist() == [[4, 5, 6, 7], [7, 8, 9, 0]]
-    assert generate(FakeModel(), [4], 0).tolist() == [4]
-
-
-def test_a_seed_decides_and_rows_are_runs_of_their_own():
-    runs = [generate(FakeModel(), [0], 40, seed=seed).tolist() for seed in (0, 0, 1)]
-    assert runs[0] == runs[1] != runs[2]
-    assert generate(FakeModel(), [[0], [0]], 40, seed=0).tolist() == [runs[0], runs[2]]
-    assert generate(FakeModel(), [0], 40).dtype == np.int32
-
-
-def test_top_k_and_temperature_choose_as_they_should():
-    steps = np.diff(generate(FakeModel(), [0], 400, top_k=2)) % 10
-    assert set(steps) == {1, 2}
-    assert set(np.diff(generate(FakeModel(), [0], 50, top_k=1)) % 10) == {1}
-    cold, hot = (np.diff(generate(FakeModel(), [0], 400, temperature=t)) % 10 for t in (0.2, 50.0))
-    assert (cold == 1).mean() > 0.95 and len(set(hot)) == 10
-    share = (np.diff(generate(FakeModel(), [0], 2000, top_k=2)) % 10 == 1).mean()
-    assert share == pytest.approx(1 / (1 + np.exp(-1)), abs=0.04)  # softmax of 3 and 2
-
-
-def test_stop_ends_a_row_and_then_the_whole():
-    assert generate(FakeModel(), [4], 8, temperature=0, stop=7).tolist() == [4, 5, 6, 7]
-    assert generate(FakeModel(), [[4], [6]], 8, temperature=0, stop=8).tolist() == [[4, 5, 6, 7, 8], [6, 7, 8, 8, 8]]
-
-
-def test_the_context_is_the_last_block():
-    fake = FakeModel()
-    generate(fake, list(range(10)), 3, temperature=0)
-    assert [seen.shape for seen in fake.seen] == [(1, 8)] * 3
-    assert fake.seen[-1][0].tolist() == [4, 5, 6, 7, 8, 9, 0, 1]
-
-
-def test_pick_never_takes_what_cannot_be():
-    logits = np.array([-1e30, 0.0, -np.float32(3e38)], np.float32)
-
-    class One:
-        def random(self):
-            return 1.0 - 2.0**-53
-
-    assert pick(logits, 1.0, None, One()) == 1
-    assert pick(np.zeros(4, np.float32), 0, None, One()) == 0
-    assert pick(np.zeros(4, np.float32), 1e-300, None, One()) == 3
-
-
-@pytest.mark.parametrize("wrong, error", [
-    (dict(tokens=[]), KernelArgError), (dict(tokens=[0.5]), KernelArgError), (dict(tokens=[[[1]]]), KernelArgError),
-    (dict(max_new_tokens=-1), UsageError), (dict(temperature=-1.0), UsageError), (dict(temperature=np.nan), UsageError),
-    (dict(temperature=np.inf), UsageError), (dict(top_k=0), UsageError), (dict(top_p=0.9), UsageError),
-    (dict(seed=-1), UsageError),
-])  # fmt: skip
-def test_wrong_arguments(wrong, error):
-    with pytest.raises(error):
-        generate(FakeModel(), **({"tokens": [1]} | wrong))
-
-
-def test_padding_changes_no_bit(model):
-    rows = np.arange(2 * 21).reshape(2, 21) * 7 % 257
-    for n in (1, 5, 16, 21):
-        exact = model.logits(rows[:, :n], last=True)
-        assert (next_logits(model, rows[:, :n]) == exact).all()
-        assert not (next_logits(model, (rows[:, :n] + 1) % 257) == exact).any()
-
-
-def test_longer_than_the_block(model):
-    ids = generate(model, np.arange(20), 30, seed=3)
-    assert ids.shape == (50,) and ids.max() < 257 and (ids[:20] == np.arange(20)).all()
-    whole, end = (generate(model, ids[start:45], 1, temperature=0) for start in (0, 21))
-    assert whole[-1] == end[-1]
-
-
-def test_ids_outside_the_vocabulary(model):
-    with pytest.raises(DataError):
-        generate(model, [257], 1)
-
-
-def test_damaged_weights(model):
-    with pytest.raises(NonFiniteError):
-        pick(np.array([0.0, np.nan], np.float32), 1.0, None, np.random.default_rng())
-
-
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def make_run(model: Model, path: Path, started: str, steps=(1,)) -> Run:
+def make_run(model: Model, path: Path, started: str, tokenizer=Tokenizer.byte(), steps=(1,)) -> Run:
     run = Run(path)
     run.reserve()
-    run.create({"started": started}, Tokenizer.byte())
+    run.create({"started": started}, tokenizer)
     for step in steps:
         place = run.checkpoints / f"step_{step:08d}"
         place.mkdir()
@@ -188,7 +90,7 @@ def test_text_from_a_run_a_checkpoint_and_a_file(here, model, capsys):
         assert main(where + flags) == 0
         texts.append(capsys.readouterr().out)
     assert len(set(texts)) == 1 and texts[0].startswith("ab")
-    new = generate(model, [97, 98], 5, seed=3)
+    new = model.generate([97, 98], 5, seed=3)
     assert texts[0] == "ab" + Tokenizer.byte().decode(new[2:]) + "\n"
 
 
@@ -196,22 +98,168 @@ def test_a_file_without_a_tokenizer_gives_ids(here, capsys):
     (here / "model.bin").write_bytes((LLMC_TINY / "model.bin").read_bytes())
     assert main(["model.bin", "--max-tokens", "4", "--temperature", "0"]) == 0
     ids = [int(word) for word in capsys.readouterr().out.split()]
-    assert ids == generate(Model.load("model.bin"), [0], 4, temperature=0)[1:].tolist()
+    assert ids == Model.load("model.bin").generate([0], 4, temperature=0)[1:].tolist()
 
 
-def test_text_ends_with_the_text(capsys):
-    write("a\n", iter([98, 256, 99]), Tokenizer.byte())
+def says(monkeypatch, *sequences: list[int]) -> None:
+    """From here on models write these ids, the sequences in turn."""
+
+    def tokens(*args):
+        ends, ended = args[6], set()
+        for step in range(max(map(len, sequences))):
+            for i, ids in enumerate(sequences):
+                if i not in ended:
+                    end = ends(i, ids[step]) or ("length" if step == len(ids) - 1 else None)
+                    ended |= {i} if end else set()
+                    yield Token(i, ids[step], -0.5, end)
+
+    monkeypatch.setattr(stream, "stream", tokens)
+
+
+@pytest.fixture
+def run(here, model) -> str:
+    return str(make_run(model, here / "runs/a-001", "2026-01-01").path)
+
+
+def test_text_ends_with_the_text(run, monkeypatch, capsys):
+    says(monkeypatch, [98, 256])
+    assert main([run, "-p", "a\n"]) == 0
     assert capsys.readouterr().out == "a\nb\n"
 
 
-def test_control_bytes_are_escaped_on_a_terminal_only(monkeypatch, capsys):
-    ids = [*b"x\x1b]0;evil\x07\n\xc2\x9b1m\xe2\x82", 0]
-    raw = "\x1b]0;evil\x07\n\x9b1m\ufffd\x00\n"
-    for terminal, expected in ((True, "\\x1b]0;evil\\x07\n\\x9b1m\ufffd\\x00\n"), (False, raw)):
+def test_control_bytes_are_escaped_on_a_terminal_only(run, monkeypatch, capsys):
+    says(monkeypatch, [*b"x\x1b]0;evil\x07\n\xc2\x9b1m\xe2\x82", 0])
+    raw = "\x1bx\x1b]0;evil\x07\n\x9b1m\ufffd\x00\n"
+    for terminal, expected in ((True, "\\x1bx\\x1b]0;evil\\x07\n\\x9b1m\ufffd\\x00\n"), (False, raw)):
         monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal, raising=False)
-        write("\x1b" if terminal else "", iter(ids), Tokenizer.byte())
-        out = capsys.readouterr().out
-        assert out == ("\\x1bx" if terminal else "x") + expected
+        assert main([run, "-p", "\x1b"]) == 0
+        assert capsys.readouterr().out == expected
+
+
+def test_sequences_come_in_order_and_the_first_at_once(run, monkeypatch, capsys):
+    written = []
+    monkeypatch.setattr("gpt2flat.generate.writer", lambda: written.append)
+    says(monkeypatch, [*b"abc"], [*b"x"], [*b"yz"])
+    assert main([run, "-p", "1", "-p", "2", "-p", "3"]) == 0
+    assert written == ["1a", "b", "c\n", "---\n2x\n", "---\n3yz\n"]
+
+
+def test_prompts_from_files_and_standard_input(run, here, monkeypatch, capsys):
+    Path("lines.txt").write_bytes(b"\xef\xbb\xbfone\r\n\n  two\x85\xff\n")
+    Path("many.jsonl").write_text('{"prompt": "a\\nb", "id": 3}\n"c\\u2028"\n')
+    say = "import sys; from gpt2flat.generate import main; sys.exit(main(sys.argv[1:]))"
+    for flags, stdin, prompts in (
+        (["--file", "lines.txt"], b"", ["one", "  two\ufffd\ufffd"]), (["--file", "many.jsonl"], b"", ["a\nb", "c\u2028"]),
+        (["--file", "-"], b"x\n\ny", ["x", "y"]), (["-p", "-"], b"x\n\ny\n", ["x\n\ny\n"]), (["--file", "-", "--jsonl"], b'"q"', ["q"]),
+    ):  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", say, run, "-n", "1", "--json", *flags], input=stdin, capture_output=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert [json.loads(line)["prompt"] for line in done.stdout.decode().splitlines()] == prompts
+
+
+def lines(capsys) -> list[dict]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_json_tells_all(run, model, capsys):
+    flags = [
+        run,
+        "-p",
+        "ab",
+        "-p",
+        "",
+        "--num-samples",
+        "2",
+        "-n",
+        "9",
+        "--seed",
+        "5",
+        "--top-p",
+        "0.9",
+        "--threads",
+        "1",
+    ]
+    assert main([*flags, "--json"]) == 0
+    found = lines(capsys)
+    assert [one["sequence"] for one in found] == [0, 1, 2, 3] and [one["prompt"] for one in found] == [
+        "ab",
+        "ab",
+        "",
+        "",
+    ]
+    for one in found:
+        start = [97, 98] if one["prompt"] else [10]
+        ids = model.generate(start, 9, top_p=0.9, seed=5 + one["sequence"], stop=256)[len(start) :].tolist()
+        assert one["ids"] == ids and one["end"] == ("eot" if ids[-1] == 256 else "length")
+        assert one["text"] == Tokenizer.byte().decode([i for i in ids if i != 256])
+        logits = model.logits([start + ids[:-1]]).astype(np.float64)[0, len(start) - 1 :]
+        log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        assert one["log_probs"] == pytest.approx([row[i] for row, i in zip(log_probs, ids, strict=True)], abs=1e-4)
+    assert main([*flags, "--batch", "1"]) == 0
+    assert capsys.readouterr().out == "---\n".join(one["prompt"] + one["text"] + "\n" for one in found)
+
+
+def test_stop_strings_end_a_text(run, monkeypatch, capsys):
+    says(monkeypatch, [*b"a. User: b"], [*b"no end"])
+    flags = [run, "-p", "1", "-p", "2", "--stop", "User:", "--stop", "zz"]
+    assert main(flags) == 0
+    assert capsys.readouterr().out == "1a. \n---\n2no end\n"
+    assert main([*flags, "--json"]) == 0
+    found = lines(capsys)
+    assert [(one["text"], one["end"]) for one in found] == [("a. ", "stop"), ("no end", "length")]
+
+
+def test_beams(run, model, capsys):
+    flags = [run, "-p", "ab", "--beams", "4", "--n-best", "2", "-n", "6", "--length-penalty", "0.5"]
+    assert main([*flags, "--json"]) == 0
+    found = lines(capsys)
+    tokens = [*beams.stream(model, [[97, 98]], 6, 4, 2, 0.5, (256,))]
+    assert [i for one in found for i in one["ids"]] == [token.id for token in tokens]
+    assert found[0]["score"] >= found[1]["score"] == tokens[-1].score
+    assert main(flags) == 0
+    assert capsys.readouterr().out == "".join(f"ab{one['text']}\n---\n" for one in found)[: -len("---\n")]
+
+
+def test_greedy_is_temperature_0(run, capsys):
+    texts = []
+    for flags in (["--greedy"], ["--temperature", "0", "--seed", "9"]):
+        assert main([run, "-n", "9", *flags]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+
+
+HOSTILE = {
+    "lone surrogates": "a\ud800b\udc80", "NUL": "a\0b", "a megabyte of one character": "a" * 1_000_000, "a megabyte of spaces": " " * 1_000_000,
+    "marks": "e" + "\u0301" * 1_000_000, "end of text": "<|endoftext|>", "escapes": "\x1b[2J\x1b]0;evil\x07\x9b1m", "longer than the context": "ab" * 100,
+    "right to left": "\u202eabc\u200f", "empty": "", "a byte order mark": "\ufeffa", "emoji": "\U0001f468\u200d\U0001f469", "newlines": "\r\n\r",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tokenizer", [Tokenizer.byte(), Tokenizer.gpt2()], ids=["byte", "gpt2"])
+def test_hostile_prompts(here, capsys, tokenizer):
+    shape = GPT2Config(block_size=24, vocab_size=tokenizer.vocab_size, n_layer=1, n_head=1, n_embd=8)
+    path = make_run(Model.init(shape, threads=1), here / "runs/a-001", "2026-01-01", tokenizer).path
+    Path("prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in HOSTILE.values()))
+    assert main([str(path), "--file", "prompts.jsonl", "--json", "-n", "3"]) == 0
+    for one, prompt in zip(lines(capsys), HOSTILE.values(), strict=True):
+        assert one["prompt"] == prompt.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        assert max(one["ids"]) < tokenizer.vocab_size and 1 <= len(one["ids"]) <= 3
+    assert tokenizer.eot not in tokenizer.encode(HOSTILE["end of text"])
+    assert main([str(path), "-p", HOSTILE["lone surrogates"], "-n", "1"]) == 0
+    assert capsys.readouterr().out.startswith("a\ufffdb\ufffd")
+
+
+@pytest.mark.parametrize(
+    "shell, code", [("{} | head -c 4", 0), ("{} >&-", 0), ("{} > /dev/full", 5), ("{} <&- 2>&-", 0), ("{} -p - <&-", 4)]
+)
+def test_outputs_and_inputs_that_are_gone(run, shell, code):
+    if "full" in shell and not os.path.exists("/dev/full"):
+        shell, code = "{}", 0
+    command = f"{sys.executable} -m gpt2flat.generate {run} -n 40"
+    done = subprocess.run(["bash", "-c", shell.format(command)], capture_output=True, errors="replace", timeout=60)
+    assert done.returncode == code and "Traceback" not in done.stderr and done.stderr.count("\n") <= 1, done.stderr
 
 
 WRONG = """
@@ -228,7 +276,23 @@ model.bin --top-k 0         | 2 | --top-k
 model.bin --max-tokens x    | 2 | whole number
 model.bin --seed -1         | 2 | --seed
 model.bin more              | 2 | more
-model.bin --top_p 0.5       | 2 | --top-p
+model.bin --top_p 1.5       | 2 | --top-p
+model.bin --temp 2          | 2 | is called --temperature
+model.bin --min-p x         | 2 | --min-p
+model.bin --stop a          | 2 | tokenizer
+model.bin -i                | 2 | tokenizer
+model.bin --greedy --temperature 1 | 2 | --greedy
+model.bin --beams 2 --top-k 3      | 2 | --beams
+model.bin --beams 2 --n-best 3     | 2 | 3 best
+model.bin --n-best 3        | 2 | --beams
+model.bin --jsonl           | 2 | --file
+model.bin -p a --file b     | 2 | --file
+model.bin -i --json         | 2 | --interactive
+model.bin --history h       | 2 | --interactive
+model.bin --weights int4    | 2 | --weights
+model.bin --file missing    | 4 | missing
+model.bin --file broken.txt | 4 | no prompt
+model.bin --file bad.jsonl  | 4 | line 2
 model.bin --max             | 2 | --max
 """
 CASES = [[part.strip() for part in line.split("|")] for line in WRONG.split("\n") if line]
@@ -243,6 +307,8 @@ def test_wrong_input_is_one_line(here, capsys, argv, code, says):
     contents |= {"coded/model": tiny["model"], "coded/tokenizer": tiny["tokenizer"]}
     for name, content in contents.items():
         Path(f"{name}.bin").write_bytes(content)
+    Path("bad.jsonl").write_text('"a"\n{"prompts": 1}\n')
+    Path("broken.txt").write_text("\n \n")
     assert main(argv.split()) == int(code)
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1

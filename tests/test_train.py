@@ -19,9 +19,10 @@ import pytest
 from gpt2flat import Model
 from gpt2flat.benchmarks.machine import faster_precision
 from gpt2flat.command import StopSignal
-from gpt2flat.data.tokenizer import Tokenizer
+from gpt2flat.data.tokenizer import Tokenizer, escape_controls
 from gpt2flat.errors import CheckpointError, NonFiniteError
 from gpt2flat.formats import llmc
+from gpt2flat.inspection import history
 from gpt2flat.kernels import backend
 from gpt2flat.train import main
 from gpt2flat.training.loop import Sample, Stopped, Update, Validation, train, validate
@@ -148,6 +149,18 @@ def test_recompute_changes_memory_and_nothing_else(here, capsys):
         assert tomllib.loads((here / level / "config.toml").read_text())["recompute"] == int(level)
     assert metrics(here / "0", "loss") == metrics(here / "3", "loss")
     assert float(said["0"][1]) > 1.5 * float(said["3"][1]) and said["0"][2] == said["3"][2]
+
+
+def test_samples_go_on_from_a_prompt_and_are_those_of_generate(here, capsys):
+    flags = ["--steps", "3", "--sample-every", "2", "--sample-tokens", "9", "--sample-prompt", "Th\x07e", "--seed", "5"]
+    assert main([*SMALL, *flags, "--out", "run"]) == 0
+    found = [e for e in map(json.loads, (here / "run/metrics.jsonl").read_text().splitlines()) if "sample" in e]
+    assert [(e["step"], e["prompt"]) for e in found] == [(2, "Th\\x07e"), (3, "Th\\x07e")]
+    assert f"sample\n{found[1]['prompt']}{found[1]['sample']}\n---" in capsys.readouterr().out
+    assert history.read(here / "run").samples[1] == (3, found[1]["prompt"] + found[1]["sample"])
+    model = Model.load(here / "run/checkpoints/step_00000003/model.bin")
+    ids = model.generate(list(b"Th\x07e"), 9, seed=5 + 3)[4:]
+    assert found[1]["sample"] == escape_controls(Tokenizer.byte().decode(ids))
 
 
 def test_the_same_run_gives_the_same_bits_and_the_next_number(here):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..training.metrics import LAST_STEP, Jsonl, is_record, parse, read_lines
+from ..training.trackers import whole_sample
 
 KEYS = ("loss", "val_loss", "lr", "grad_norm", "tokens_per_s", "ms")
 LINES = 4096  # parsed together: that is twice as fast as one by one
@@ -84,7 +85,7 @@ def read(run: Path) -> History:
                     columns[key][0].append(step)
                     columns[key][1].append(value)
         if isinstance(record.get("sample"), str):
-            samples[step] = record["sample"]
+            samples[step] = whole_sample(record)
         elif "skipped" in record:
             skipped.add(step)
         elif not known:

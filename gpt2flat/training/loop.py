@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..errors import NonFiniteError
-from ..generation.sample import stream
+from ..generation.stream import stream
 from .trainer import RollBack, Trainer, Update
 
 
@@ -33,10 +33,11 @@ class Validation:
 
 @dataclass(frozen=True)
 class Sample:
-    """Ids that the model wrote before update `step`; the prompt is not among them."""
+    """Ids that the model wrote behind the prompt before update `step`."""
 
     step: int
     ids: list[int]
+    prompt: list[int]
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,10 @@ def train(
                 saver.validated(step, val)
                 yield Validation(step, val)
         if step and _due(step, s.sample_every, last):
-            ids = sample(model, control.prompt(step, prompt), s.sample_tokens, s.seed + step, stop)
+            before = control.prompt(step, prompt)
+            ids = sample(model, before, s.sample_tokens, s.seed + step, stop)
             if not stop():
-                yield Sample(step, ids)
+                yield Sample(step, ids, [int(i) for i in before])
         model.plan(s.batch_size, s.seq_len)  # now, so that it is not part of the next update's time
         over = last or stop() or asked.get("stop", False)
         if saver.due(step, over, asked.get("save", False)):
@@ -145,8 +147,8 @@ def validate(model, loader, batches: int, stop: Callable[[], bool] = lambda: Fal
 def sample(model, prompt, tokens: int, seed: int, stop: Callable[[], bool] = lambda: False) -> list[int]:
     """Ids that follow `prompt`, as many as there were before `stop`."""
     ids = []
-    for step in stream(model, prompt, tokens, seed=seed):
-        ids.append(int(step[0]))
+    for token in stream(model, [prompt], tokens, seed=seed):
+        ids.append(token.id)
         if stop():
             break
     return ids

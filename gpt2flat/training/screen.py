@@ -16,6 +16,7 @@ from .settings import accumulation
 from .start import Ready
 
 BF16 = {True: "bf16 products, ", False: "bf16 products (rounded, then multiplied as float32: no AVX512_BF16), "}
+PROMPT = 1000  # tokens of a sample's prompt that are shown and recorded
 
 
 def say(label: str, text: str) -> None:
@@ -101,6 +102,11 @@ class Screen:
         decoder = Decoder(self._tokenizer)
         return escape_controls("".join(map(decoder.feed, ids)) + decoder.flush())
 
+    def prompt(self, event: Sample) -> str:
+        """The text that a sample goes on from, the end of a long one; "" for the start of a text."""
+        usual = event.prompt == [self._tokenizer.start if self._tokenizer else 0]
+        return "" if usual else self.text(event.prompt[-PROMPT:])
+
     def show(self, event: Event) -> None:
         if isinstance(event, Updated):
             self._updated(event)
@@ -108,7 +114,7 @@ class Screen:
             self.losses.append(event.loss)
             self._line(event.step, f"val loss {event.loss:.6f}")
         elif isinstance(event, Sample):
-            self._line(event.step, f"sample\n{self.text(event.ids)}\n---")
+            self._line(event.step, f"sample\n{self.prompt(event)}{self.text(event.ids)}\n---")
         elif isinstance(event, Saved) and (
             event.problem or event.step < self.s.steps
         ):  # the last line tells of the last
@@ -169,7 +175,8 @@ def record(event: Event, tokens: int, screen: Screen) -> dict[str, object]:
     if isinstance(event, Validation):
         return dict(step=event.step, val_loss=event.loss)
     if isinstance(event, Sample):
-        return dict(step=event.step, sample=screen.text(event.ids))
+        prompt = screen.prompt(event)
+        return dict(step=event.step, sample=screen.text(event.ids)) | ({"prompt": prompt} if prompt else {})
     if isinstance(event, Saved):
         told = {"failed": event.problem} if event.problem else {"saved": event.path}
         return dict(step=event.step, seconds=event.seconds, stalled=event.stalled) | told

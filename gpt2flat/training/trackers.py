@@ -21,6 +21,12 @@ def scalars(event: dict) -> dict[str, float]:
     return {tag: event[key] for key, tag in TAGS.items() if event.get(key) is not None}
 
 
+def whole_sample(event: dict) -> str:
+    """The text of a sample behind the prompt that it goes on from, where one was given."""
+    prompt = event.get("prompt")
+    return (prompt if isinstance(prompt, str) else "") + event["sample"]
+
+
 class TensorBoard:
     """Event files in <run>/tensorboard/, a new one for every start; a resumed run purges the steps that it does again."""
 
@@ -45,7 +51,7 @@ class TensorBoard:
             values = [
                 self._summary.Summary.Value(tag=tag, simple_value=number) for tag, number in scalars(event).items()
             ]
-            values += [self._text(event["sample"])] if "sample" in event else []
+            values += [self._text(whole_sample(event))] if "sample" in event else []
             if values:
                 self._add(event["step"], summary=self._summary.Summary(value=values))
 
@@ -86,7 +92,7 @@ class Wandb:
         """Of the updates only the last one: to send one takes 0.15 ms."""
         last = next((event for event in reversed(events) if "loss" in event), None)
         for event in events:
-            shown = scalars(event) | {key: event[key] for key in ("sample",) if key in event}
+            shown = scalars(event) | ({"sample": whole_sample(event)} if "sample" in event else {})
             if shown and ("loss" not in event or event is last):
                 self._run.log(shown | {"step": event["step"]})
 
