@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from awkward import EOT, awkward, plain
+
 from gpt2flat.data import spool
 from gpt2flat.data.tokenizer import Tokenizer
 from gpt2flat.formats import llmc

@@ -12,14 +12,14 @@ from itertools import repeat
 from pathlib import Path
 
 import pytest
-
 from faulty_server import Server, cut, elsewhere, error, hang_up, ignore_range
+from test_prepare import STORY, both, contents, documents, here, ids, refused, report  # noqa: F401 (here is a fixture)
+
 from gpt2flat.data import download, sets
 from gpt2flat.data.sets import KNOWN
 from gpt2flat.data.tokenizer import Tokenizer
 from gpt2flat.errors import CheckpointError, DataError
 from gpt2flat.prepare import main
-from test_prepare import STORY, both, contents, documents, here, ids, refused, report  # noqa: F401 (here is a fixture)
 
 DATA = random.Random(1).randbytes(100_000)
 SHA = hashlib.sha256(DATA).hexdigest()
