@@ -12,9 +12,10 @@ from pathlib import Path
 
 from .command import Parser, data_folders, number, run
 from .data.documents import HUB, STDIN, Reading, Tally, find_sources
-from .data.prepared import Order, check_tokenizer, prepare
+from .data.prepared import Order, prepare
 from .data.sets import KNOWN, locate, surprise
 from .data.shards import SHARD, Split
+from .data.tokenizer import check_tokenizer
 from .errors import UsageError
 from .kernels.threads import MAX_THREADS, default_threads
 from .memory.arena import human

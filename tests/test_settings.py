@@ -51,7 +51,7 @@ def test_llmc_letters():
 
 def value_of(setting) -> str:
     if setting.pattern:
-        return next(text for text in ("stop", "30m", "data", "flash", "tensorboard", "x") if re.fullmatch(setting.pattern, text))
+        return next(text for text in ("stop", "30m", "data", "flash", "tensorboard", "gpt2", "x") if re.fullmatch(setting.pattern, text))
     return setting.choices[0] if setting.choices else {int: str(int(setting.high) if setting.high and setting.high < 7 else 7), float: "0.5", str: "x", bool: "1"}[setting.kind]
 
 

@@ -16,11 +16,12 @@ import numpy as np
 
 from ..errors import CheckpointError, DataError, UsageError, reason
 from ..formats.files import write_atomically, write_stream_atomically
-from . import bpe, shards
+from . import shards
+from .bpe import MOST_VOCAB
 from .documents import PIECE, Document, Reading, Source, Tally, file_source
 from .shards import Part, Split
 from .spool import TOKENIZER, Spool, segments
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, make_tokenizer
 
 Watch = Callable[[str, Tally], None]
 
@@ -81,31 +82,6 @@ def _documents(order: Order, sources: list[Source], tally: Tally) -> Iterator[Do
 # --- the tokenizer ---------------------------------------------------------------------------------------------------
 
 
-def check_tokenizer(name: str) -> None:
-    """Raises UsageError for a name that is none."""
-    kind, _, size = name.partition(":")
-    if name in ("gpt2", "byte", "char"):
-        return
-    if kind != "bpe" or not (size.isascii() and size.isdigit() and bpe.LEAST_VOCAB <= int(size) <= bpe.MOST_VOCAB):
-        raise UsageError(
-            f"--tokenizer {name}: expected gpt2, byte, char or bpe:N with N from {bpe.LEAST_VOCAB} to {bpe.MOST_VOCAB} tokens"
-        )
-
-
-def make_tokenizer(name: str, texts: Iterator[str]) -> Tokenizer:
-    """The tokenizer that a name and, for characters and bpe:N, all texts make. Raises UsageError."""
-    check_tokenizer(name)
-    if name == "char":
-        characters: set[str] = set()
-        for text in texts:
-            characters.update(text)
-        return Tokenizer.char("".join(characters))
-    if name.startswith("bpe:"):
-        tokens = bpe.learn(texts, int(name.removeprefix("bpe:")))
-        return Tokenizer("bpe", tokens, len(tokens) - 1)
-    return Tokenizer.gpt2() if name == "gpt2" else Tokenizer.byte()
-
-
 def _tokenizer(order: Order, sides: list[list[Source]], watch: Watch) -> Tokenizer:
     tally = Tally()
 
@@ -117,7 +93,7 @@ def _tokenizer(order: Order, sides: list[list[Source]], watch: Watch) -> Tokeniz
                     yield raw.decode()
 
     made = make_tokenizer(order.tokenizer, texts())
-    if made.vocab_size > bpe.MOST_VOCAB:
+    if made.vocab_size > MOST_VOCAB:
         raise DataError(
             f"the text has {made.vocab_size - 1:,} different characters, more than a token file can hold: take --tokenizer byte"
         )

@@ -3,14 +3,14 @@
 Text is data: a piece that looks like <|endoftext|> is encoded as its characters, never as the end-of-text token."""
 
 import codecs
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError, FormatError
+from ..errors import DataError, FormatError, UsageError
 from ..formats import llmc
 from . import bpe
 from .bpe import END_OF_TEXT
@@ -107,6 +107,31 @@ class Tokenizer:
     @cached_property
     def _encoder(self) -> Callable[[str], np.ndarray]:
         return _ENCODERS[self.kind](self)
+
+
+def check_tokenizer(name: str) -> None:
+    """Raises UsageError for a name that is none."""
+    kind, _, size = name.partition(":")
+    if name in ("gpt2", "byte", "char"):
+        return
+    if kind != "bpe" or not (size.isascii() and size.isdigit() and bpe.LEAST_VOCAB <= int(size) <= bpe.MOST_VOCAB):
+        raise UsageError(
+            f"--tokenizer {name}: expected gpt2, byte, char or bpe:N with N from {bpe.LEAST_VOCAB} to {bpe.MOST_VOCAB} tokens"
+        )
+
+
+def make_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer that a name and, for characters and bpe:N, all texts make. Raises UsageError."""
+    check_tokenizer(name)
+    if name == "char":
+        characters: set[str] = set()
+        for text in texts:
+            characters.update(text)
+        return Tokenizer.char("".join(characters))
+    if name.startswith("bpe:"):
+        tokens = bpe.learn(texts, int(name.removeprefix("bpe:")))
+        return Tokenizer("bpe", tokens, len(tokens) - 1)
+    return Tokenizer.gpt2() if name == "gpt2" else Tokenizer.byte()
 
 
 class Decoder:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..arch.gpt2 import GPT2Config
 from ..data import corpus, huggingface_tokenizer
-from ..data.tokenizer import Tokenizer
+from ..data.tokenizer import Tokenizer, make_tokenizer
 from ..data.tokens import ArrayShard, Shard, check_ids, find_datasets, find_shards
 from ..errors import DataError, UsageError
 from ..formats import hub, llmc
@@ -60,7 +60,7 @@ def find_start(init: str | None, tokenizer: str | None, folders: list[Path]) -> 
     Raises FormatError, CheckpointError for what holds no weights, UsageError for a name that is no shape, DataError."""
     if init is None:
         found = [folder / DEFAULT_CHECKPOINT for folder in folders if (folder / DEFAULT_CHECKPOINT).is_file()]
-        init = str(found[0]) if found and tokenizer not in ("char", "byte") else DEFAULT_PRESET
+        init = str(found[0]) if found and tokenizer in (None, "gpt2") else DEFAULT_PRESET
     config, path = find_shape(init)
     asked = str(path) if path and not hub.repository(init) else init
     return Start(hub.plain_name(path) if path else init, path, config, asked)
@@ -163,13 +163,10 @@ def _text(s, start: Start, train: corpus.Corpus, val: corpus.Corpus | None) -> D
 
 def _text_tokenizer(s, start: Start, text: str) -> Tokenizer:
     own = tokenizer_of(start.path, start.config.vocab_size) if start.path else None
-    if own and s.tokenizer in (None, own.kind):
-        return own  # another text's characters would get other ids
-    if s.tokenizer == "char":
-        return Tokenizer.char(text)
-    gpt2 = Tokenizer.gpt2()
+    if own and (s.tokenizer or own.kind).split(":")[0] == own.kind:
+        return own  # another text's characters or merges would get other ids
     vocab = _wanted_vocab(s, start) or start.config.vocab_size
-    return gpt2 if (s.tokenizer or ("gpt2" if vocab == gpt2.vocab_size else "byte")) == "gpt2" else Tokenizer.byte()
+    return make_tokenizer(s.tokenizer or ("gpt2" if vocab == Tokenizer.gpt2().vocab_size else "byte"), [text])
 
 
 def _token_files(s, start: Start, pattern: str, val_pattern: str | None) -> Data:

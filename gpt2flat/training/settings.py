@@ -140,7 +140,7 @@ SETTINGS = {s.name: s for s in (
       "a pair <name>_train.bin, <name>_val.bin under data/ or $GPT2FLAT_DATA, by its name"),
     S("tokenizer",         "",  str,   None,       None,
       "how text becomes ids; default that of the checkpoint, gpt2 if the vocabulary is 50257, else byte",
-      choices=("gpt2", "byte", "char")),
+      pattern=r"gpt2|byte|char|bpe:\d{3,5}", words="gpt2|byte|char|bpe:N"),
     S("val_fraction",      "",  float, 0.1,        0.1,      "the last part of a text, for validation", low=0, below=1),
     S("out",               "o", str,   None,       None,     "run directory; default runs/<preset>-<data>-001 ..."),
     S("batch_size",        "b", int,   4,          12,       "rows per update, B", low=1),
