@@ -4,6 +4,7 @@ The hot loop is `for call in calls: call()`. No NumPy arithmetic on the floats h
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -476,14 +477,28 @@ class Model:
             out[start : start + len(part)] = chunk[: len(part), : self.config.vocab_size]
         return out.reshape(B, T, -1) if at is None else out
 
-    def losses(self, tokens, targets) -> np.ndarray:
-        """The loss in nats of each target that is not -1, in order, (n,) float32: forward returns their mean.
+    def losses(self, tokens, targets, look: Callable[[np.ndarray], None] | None = None) -> np.ndarray:
+        """The loss in nats of each target that is not -1, in order, (n,) float32: forward returns their mean. The head is for these
+        positions only.
 
-        tokens, targets: (B, T) integers below the vocabulary size. Raises KernelArgError, DataError."""
+        tokens, targets: (B, T) integers below the vocabulary size. look: called with the logits of some of these positions after
+        the other, (m, V), a view that lives until it returns. Raises KernelArgError, DataError."""
         if targets is None:
             raise KernelArgError("targets: expected integers of shape (B, T), found None")
-        self.forward(tokens, targets)
-        return self.acts["losses"][self.acts["targets"] >= 0]
+        program = self._put(tokens, targets)
+        self.run(program.body)
+        acts, counted = self.acts, np.flatnonzero(self.acts["targets"] >= 0)
+        found = np.empty(len(counted), np.float32)
+        for start in range(0, len(counted), len(acts["logits"])):
+            part = counted[start : start + len(acts["logits"])]
+            m = len(part)
+            views = {"losses": found[start : start + m], "lse": acts["lse"][:m], "inp": acts["lnf"][part], "targets": acts["targets"][part],
+                     "weight": self.params["wte"], "logits": acts["logits"], "held": acts["held"], "scratch": self.scratch["scratch"]}  # fmt: skip
+            self.run([self._call(OPS["classifier"], views, {**program.dims, "N": m})])
+            if look:
+                look(acts["logits"][:m, : self.config.vocab_size])
+        acts["held"][0] = 0  # these logits are not those of lnf's first rows
+        return found
 
     def flops_per_step(self, B: int, T: int) -> float:
         """Flops of one forward, backward and update, by the op table."""

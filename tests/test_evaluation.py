@@ -12,7 +12,7 @@ from samples import token_bytes
 from gpt2flat import GPT2Config, Model
 from gpt2flat.data.tokenizer import Tokenizer
 from gpt2flat.data.tokens import ArrayShard, FileShard, TokenLoader
-from gpt2flat.errors import DataError, KernelArgError, NonFiniteError
+from gpt2flat.errors import DataError, KernelArgError, NonFiniteError, UsageError
 from gpt2flat.evaluation import text
 from gpt2flat.evaluation.scoring import ExactSum, Row, score
 from gpt2flat.evaluation.text import Windows
@@ -123,10 +123,28 @@ def test_only_what_is_asked_is_predicted(model, ids):
     assert every.shape == (24,) and math.fsum(every.tolist()) / 24 == model.forward(tokens, targets)
     targets[0, :5] = targets[1, 7:] = -1
     assert model.losses(tokens, targets).tobytes() == every[[*range(5, 12), *range(12, 19)]].tobytes()
+    seen = []
+    model.losses(tokens, targets, lambda logits: seen.append(logits.copy()))
+    assert np.array_equal(np.concatenate(seen), model.logits(tokens)[targets >= 0])
     with pytest.raises(KernelArgError):
         model.losses(tokens, None)
     with pytest.raises(DataError):
         model.losses(tokens, np.full_like(targets, -1))
+
+
+def test_more_predictions_than_logits_have_room_for():
+    """1024 rows of logits are there at most; the losses are forward's, and a backward after them is refused."""
+    m = Model.init(GPT2Config(block_size=64, vocab_size=7, n_layer=1, n_head=1, n_embd=4), threads=1)
+    tokens, targets = np.random.default_rng(0).integers(0, 7, (2, 40, 64))
+    targets[3:7] = -1
+    sizes = []
+    found = m.losses(tokens, targets, lambda logits: sizes.append(logits.shape))
+    assert sizes == [(1024, 7), (1024, 7), (36 * 64 - 2048, 7)] and m.acts["held"][0] == 0
+    m.forward(tokens, targets)
+    assert found.tobytes() == m.acts["losses"][m.acts["targets"] >= 0].tobytes()
+    m.losses(tokens, targets)
+    with pytest.raises(UsageError):
+        m.backward()
 
 
 def test_a_model_gone_astray(ids):

@@ -47,7 +47,11 @@ class MadeUp:
     def logits(self, tokens):
         return (-0.7 * ((np.arange(12) - tokens[..., None] - 1) % 12)).astype(np.float32)
 
-    def losses(self, tokens, targets):
+    def losses(self, tokens, targets, look):
+        seen = self.logits(tokens)[targets >= 0]
+        look(seen[:3])
+        if len(seen) > 3:
+            look(seen[3:])
         logits = self.logits(tokens).astype(np.float64)
         lse = np.log(np.exp(logits).sum(-1))
         found = lse - np.take_along_axis(logits, np.maximum(targets, 0)[..., None], -1)[..., 0]

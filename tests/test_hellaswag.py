@@ -33,8 +33,10 @@ class Priced:
 
     config = SimpleNamespace(block_size=64, vocab_size=100)
 
-    def losses(self, tokens, targets):
-        return (targets[targets >= 0] / 10).astype(np.float32)
+    def losses(self, tokens, targets, look):
+        came = targets[targets >= 0]
+        look(np.zeros((len(came), 100), np.float32))
+        return (came / 10).astype(np.float32)
 
 
 @pytest.mark.parametrize(

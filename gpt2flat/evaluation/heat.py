@@ -14,7 +14,7 @@ import numpy as np
 from ..data.tokenizer import Tokenizer, escape_controls
 from ..data.tokens import Shard
 from ..inspection.shell import BIDI
-from .scoring import Row, score
+from .scoring import score_and_look
 from .text import Windows
 
 EDGES = (0.25, 0.5, 1.0, 2.0, 3.0, 4.5, 6.5)  # nats; a loss is in the bin of the edges below it
@@ -70,22 +70,24 @@ def tell(model, shards: list[Shard], windows: Windows) -> Iterator[Told]:
     for shard in shards:
         if windows.limit == 0:
             return
-        for number, row in enumerate(windows.rows([shard], model.config.vocab_size)):
-            if number == 0:
-                yield Told(int(row.ids[0]))
-            yield from _told(model, row)
+        rows = list(windows.rows([shard], model.config.vocab_size))
+        if rows:
+            yield Told(int(rows[0].ids[0]))
+        for row, (losses, seen) in zip(rows, score_and_look(model, rows, 1, windows.T, 1, _likelier), strict=True):
+            for id, loss, (before, best, lead) in zip(row.ids[row.known :], losses, seen.tolist(), strict=True):
+                yield Told(int(id), float(loss), int(before), int(best), math.exp(min(0.0, lead - float(loss))))
         if windows.limit is not None:
             windows = windows._replace(limit=windows.limit - min(windows.limit, shard.count - 1))
 
 
-def _told(model, row: Row) -> Iterator[Told]:
-    losses = next(score(model, [row], 1, grain=1))
-    logits = model.logits(row.ids[None, :-1])[0, row.known - 1 :]
-    for id, loss, of_row in zip(row.ids[row.known :], losses, logits, strict=True):
-        own, best = of_row[id], int(of_row.argmax())
-        likelier = np.count_nonzero(of_row > own) + np.count_nonzero(of_row[:id] == own)
-        probability = math.exp(min(0.0, float(of_row[best]) - float(own) - float(loss)))
-        yield Told(int(id), float(loss), int(likelier), best, probability)
+def _likelier(logits: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """(m, 3): how many ids are likelier than the one that came, the likeliest, and by how much its logit is the larger."""
+    rows = np.arange(len(ids))
+    own, best = logits[rows, ids], logits.argmax(1)
+    before = (logits > own[:, None]).sum(1) + (
+        (logits == own[:, None]) & (np.arange(logits.shape[1]) < ids[:, None])
+    ).sum(1)
+    return np.stack([before, best, logits[rows, best].astype(np.float64) - own], axis=1)
 
 
 def pieces(tokens: Iterable[Told], tokenizer: Tokenizer) -> Iterator[Piece]:
