@@ -79,12 +79,16 @@ def calls(model: Model) -> Iterator[tuple[str, Callable]]:
         yield f"dropout {what}", lambda: Model(model.config, dropout=value)
         yield f"backward with scale {what}", lambda: after_forward(scale=value)
         yield f"forward_backward with scale {what}", lambda: model.forward_backward(GOOD, GOOD, scale=value)
-        yield f"generate with temperature {what}", lambda: model.generate(GOOD, 1, temperature=value)
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            if what != "None" or name in ("temperature", "repetition_penalty"):
+                yield f"generate with {name} {what}", lambda: model.generate(GOOD, 1, **{name: value})
+        yield f"generate with length_penalty {what}", lambda: model.generate(GOOD, 1, num_beams=2, length_penalty=value)
     for what, value in NOT_WHOLE.items():
         yield f"logits at {what}", lambda: model.logits(GOOD, at=value)
         yield f"generate {what} tokens", lambda: model.generate(GOOD, max_new_tokens=value)
-        yield f"generate with top_k {what}", lambda: model.generate(GOOD, 1, top_k=value)
-        yield f"generate with seed {what}", lambda: model.generate(GOOD, 1, seed=value)
+        for name in ("top_k", "seed", "repetition_window", "num_samples", "num_beams", "n_best", "batch", "weights"):
+            if what != "None" or name not in ("top_k", "repetition_window"):
+                yield f"generate with {name} {what}", lambda: model.generate(GOOD, 1, **{name: value})
         yield f"generate up to {what}", lambda: model.generate(GOOD, 1, stop=value)
         yield f"recompute {what}", lambda: Model(model.config, recompute=value)
         for name in ("forward", "forward_backward"):
@@ -99,8 +103,13 @@ def calls(model: Model) -> Iterator[tuple[str, Callable]]:
         yield f"dropout {value}", lambda: Model(model.config, dropout=value)
     yield "dropout_key 2^64", lambda: model.forward_backward(GOOD, GOOD, dropout_key=1 << 64)
     yield "logits behind the end", lambda: model.logits(GOOD, at=3)
-    yield "generate with top_p", lambda: model.generate(GOOD, 1, top_p=0.5)
-    yield "top_k 0", lambda: model.generate(GOOD, 1, top_k=0)
+    for name in ("top_p", "min_p", "repetition_penalty"):
+        for value in (-0.1, 1.1) if name != "repetition_penalty" else (0, -1):
+            yield f"generate with {name} {value}", lambda: model.generate(GOOD, 1, **{name: value})
+    for name in ("top_k", "num_samples", "num_beams", "n_best", "batch"):
+        yield f"generate with {name} 0", lambda: model.generate(GOOD, 1, **{name: 0})
+    yield "generate with more best beams than beams", lambda: model.generate(GOOD, 1, num_beams=2, n_best=3)
+    yield "generate with beams that are drawn", lambda: model.generate(GOOD, 1, num_beams=2, top_k=3)
     yield "generate up to V", lambda: model.generate(GOOD, 1, stop=V)
     yield "block size 0", lambda: Model.load("model.bin", block_size=0)
     yield "too many rows", lambda: model.plan((1 << 20) + 1, LONGEST)

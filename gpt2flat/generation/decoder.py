@@ -33,7 +33,8 @@ class Decoder:
         require_number("rows", rows, 1, MAX_ROWS + 1, whole=True)
         require_number("capacity", 1 if capacity is None else capacity, 1, 1 << 31, whole=True)
         if not isinstance(weights, str) or weights not in WEIGHTS:
-            raise UsageError(f"weights {weights!r}: choose from {', '.join(WEIGHTS)}")
+            found = f"{weights!r:.99}" if isinstance(weights, str) else f"of {type(weights).__name__}"
+            raise UsageError(f"weights {found}: choose from {', '.join(WEIGHTS)}")
         self.rows, self.weights, self._config = int(rows), weights, model.config
         self._most = model.config.block_size if capacity is None else min(int(capacity), model.config.block_size)
         self._cache = Cache(model, self.rows, self._most, weights)

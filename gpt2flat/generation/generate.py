@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..data.tokens import as_ids
-from ..errors import UsageError
+from ..errors import UsageError, require_number
 from . import beams, stream
 from .sampling import Sampling
 
@@ -39,8 +39,9 @@ def generate(
     prompts = np.atleast_2d(as_ids("tokens", tokens, model.config.vocab_size, axes=(1, 2)))
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, repetition_window)
     stops = () if stop is None else tuple(np.atleast_1d(stop).tolist())
-    stream.check_counts(**{f"stop ({i})": (i, 0, model.config.vocab_size) for i in stops})
-    stream.check_counts(num_samples=(num_samples, 1, stream.END), num_beams=(num_beams, 1, beams.MOST + 1))
+    for i in stops:
+        require_number("stop", i, 0, model.config.vocab_size, whole=True)
+    stream.check_counts(num_samples=(num_samples, 1, stream.END), num_beams=(num_beams, 1, beams.MOST + 1), n_best=(n_best, 1, beams.MOST + 1))
     if num_beams > 1:
         if (temperature, top_k, top_p, min_p, num_samples) != (1.0, None, None, None, 1):
             raise UsageError(

@@ -78,7 +78,7 @@ class Talk:
         elif name == "reset":
             self.ids, self.turn = np.empty(0, np.int32), 0
         elif name == "stop":
-            self.stops = tuple(shlex.split(value))
+            self.stops = _words(value)
         elif name not in self._readers:
             raise UsageError(
                 f"/{name}: there are /{', /'.join(map(_flag, self._readers))}, /stop, /reset, /help, /quit"
@@ -102,6 +102,16 @@ class Talk:
             setattr(self, name, value)
         if name == "seed":
             self.turn = 0
+
+
+def _words(text: str) -> tuple[str, ...]:
+    try:
+        found = tuple(shlex.split(text))
+    except ValueError as problem:
+        raise UsageError(f"/stop {text}: {problem}".lower()) from None
+    if not all(found):
+        raise UsageError("/stop: a stop string is empty, expected at least a character")
+    return found
 
 
 def _flag(name: str) -> str:
