@@ -19,6 +19,7 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "8")  # read when numba is imported; 
 # test file -> what it needs beyond the `test` extra: modules, programs; and what brings them
 NEEDS = {
     "test_parity.py": (("torch", "transformers"), "pip install -e '.[parity]'"),
+    "test_generation_parity.py": (("torch", "transformers"), "pip install -e '.[parity]'"),
     "test_bench_torch.py": (("torch",), "pip install -e '.[torch]'"),
     "test_bench_plot.py": (("matplotlib",), "pip install -e '.[plot]'"),
     "test_plot.py": (("matplotlib",), "pip install -e '.[plot]'"),
