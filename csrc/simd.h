@@ -81,6 +81,14 @@ INLINE float v8_sum(__m256 a) {
 INLINE float v16_sum(v16 a) {
     return v8_sum(_mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1)));
 }
+INLINE void v16_sum4(float *p, v16 a, v16 b, v16 c, v16 d) {        // v16_sum of each, to p
+    v16 ab = v16_add(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    v16 cd = v16_add(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+    v16 s = v16_add(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    s = v16_add(s, _mm512_permute_ps(s, 0x4e));
+    s = v16_add(s, _mm512_permute_ps(s, 0xb1));
+    _mm_storeu_ps(p, _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, s)));
+}
 INLINE float v16_maximum(v16 a) { return _mm512_reduce_max_ps(a); }
 INLINE v16 v16_lower(v16 words) {                                 // the bf16 in the lower half of each word; below, in the upper
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(words), 16));
@@ -317,6 +325,10 @@ INLINE void transpose16(float *dst, int64_t dst_stride, const float *src, int64_
     for (int c = 0; c < 16; c++)
         for (int r = 0; r < 16; r++) dst[c * dst_stride + r] = src[r * src_stride + c];
 }
+#endif
+
+#if VW != 16
+INLINE void v16_sum4(float *p, v16 a, v16 b, v16 c, v16 d) { p[0] = v16_sum(a), p[1] = v16_sum(b), p[2] = v16_sum(c), p[3] = v16_sum(d); }
 #endif
 
 #ifndef PAIR  // no bf16 products: what is rounded is multiplied as float32

@@ -1,4 +1,4 @@
-"""python -m gpt2flat.bench [OP ...|step|growth]: kernels, or the whole training step, against the machine's limits."""
+"""python -m gpt2flat.bench [OP ...|step|growth|decode]: kernels, the training step or generation against the machine's limits."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from .arch.gpt2 import RECOMPUTE, GPT2Config
 from .benchmarks import screen
 from .benchmarks.cases import resize, select, step_cases
 from .benchmarks.choice import best, best_and_avx2, open_machines, stream_kernels
+from .benchmarks.decoding import measure_decoding, measure_prompts
 from .benchmarks.growth import LONGEST, MOST_ROWS, measure_growth, shapes, stretched
 from .benchmarks.machine import WINDOW, Machine, faster_precision, measure_memory
 from .benchmarks.measure import measure
@@ -40,6 +41,7 @@ IMPOSSIBLE = 1
 WRONG = "a timing is wrong (on a busy machine take more --repeats) or the cost in kernels/ops.py is"
 LARGEST = 1 << 40  # of a dim: far beyond any memory, far below where sizes overflow
 ROUNDS, GROWTH_ROUNDS = 9, 5
+DECODE_ROWS, PROMPT = 8, 400
 
 
 def parser() -> Parser:
@@ -49,13 +51,13 @@ def parser() -> Parser:
     )
     p.add_argument("names", nargs="*", metavar="OP",
                    help="an op (linear), a kernel (linear_backward); step: forward, backward and update; growth: steps of "
-                        "many batch shapes; default: all ops")  # fmt: skip
+                        "many batch shapes; decode: generation; default: all ops")  # fmt: skip
     p.add_argument("--init", default="d12", metavar="MODEL",
                    help="whose shapes: a .bin checkpoint, a descriptor or a preset (d12)")  # fmt: skip
     p.add_argument("-b", "--batch-size", type=number("--batch-size", int, 1, 1 << 20), metavar="B",
-                   help="default 4; of growth the most, 16")  # fmt: skip
+                   help="default 4; of growth the most, 16; of decode the rows beside one, 8")  # fmt: skip
     p.add_argument("-t", "--seq-len", type=number("--seq-len", int, 1, 1 << 20), metavar="T",
-                   help="default 64, or the block size if that is smaller; of growth the longest, 4096")  # fmt: skip
+                   help="default 64, or the block size if that is smaller; of growth the longest, 4096; of decode the prompt, 400")  # fmt: skip
     p.add_argument("--precision", choices=(*PRECISIONS, "auto"), default="fp32",
                    help="bf16: of the products, beside their peak; auto: what is faster here")  # fmt: skip
     p.add_argument("--attention", default="flash", help="of step and growth: flash, flash:QxK or standard (flash)")
@@ -304,6 +306,27 @@ def bench_growth(wish: Wish, peers: list[Peer]) -> int:
     return finish([row.impossible for row in rows])
 
 
+def bench_decode(wish: Wish, peers: list[Peer]) -> int:
+    args = wish.args
+    machine = machines_of(args, best)[-1]
+    tokens, repeats = min(args.seq_len or PROMPT, wish.config.block_size), wish.repeats(ROUNDS)
+    wish.begin([machine], peers)
+    wish.out.show(screen.DECODE_NOTES.format(model=args.init, isa=machine.kernels.isa, repeats=repeats) + f"\n{screen.DECODE_COLUMNS}")
+    rows, alone = [], None
+    counts = tuple(dict.fromkeys((1, args.batch_size or DECODE_ROWS)))
+    for row in measure_decoding(wish.config, machine, stream_kernels([machine]), counts, repeats):
+        alone = row if row.rows == 1 else alone
+        wish.out.show(screen.decode_line(row, alone))
+        wish.out.write(screen.decode_record(row))
+        rows.append(row)
+    wish.out.show(f"\n{screen.PROMPT_COLUMNS}")
+    for row in measure_prompts(wish.config, machine, tokens, repeats):
+        wish.out.show(screen.prompt_line(row))
+        wish.out.write(screen.prompt_record(row))
+        rows.append(row)
+    return finish([row.impossible for row in rows])
+
+
 def body(argv: list[str]) -> int:
     args = parser().parse(argv)
     what = check(args)
@@ -330,16 +353,18 @@ def check(args: Namespace) -> Callable[[Wish, list[Peer]], int]:
         raise UsageError("--recompute and --attention are flags of step and growth: kernels are timed in all their forms")
     if args.profile and words != ["step"]:
         raise UsageError("--profile is a flag of step: gpt2flat bench step --profile")
-    if args.vs and (args.profile or words == ["growth"]):
-        raise UsageError("--vs compares steps and kernels: leave it out of --profile and growth")
-    if args.plot and words == ["growth"]:
-        raise UsageError("--plot draws steps, profiles and kernels: growth is a table")
+    if args.vs and (args.profile or words in (["growth"], ["decode"])):
+        raise UsageError("--vs compares steps and kernels: leave it out of --profile, growth and decode")
+    if args.plot and words in (["growth"], ["decode"]):
+        raise UsageError(f"--plot draws steps, profiles and kernels: {words[0]} is a table")
+    if words == ["decode"] and (args.recompute or args.attention != "flash" or args.precision != "fp32"):
+        raise UsageError("decode takes no --recompute, --attention and --precision: it is timed in all its forms")
     if args.plot:
         check_plot(args.plot)
     return bench_profile if args.profile else WHOLE[words[0]] if words else bench_kernels
 
 
-WHOLE = {"step": bench_step, "growth": bench_growth}
+WHOLE = {"step": bench_step, "growth": bench_growth, "decode": bench_decode}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -95,6 +95,7 @@ class Binder:
     def __init__(self, steps: list[tuple[Step, int | None]], layouts: dict[str, Layout], dims: dict[str, int]):
         """steps: each with its layer; dims: all of them."""
         self.steps, self.layouts, self.dims = steps, layouts, dims
+        self._solved = {}  # shapes and dims of a step, which are those of every layer
 
     def forward_calls(self) -> list[Call]:
         """Of every step, in their order."""
@@ -135,10 +136,13 @@ class Binder:
                 refs[arg.name] = ref if of == arg.name else self._gradient(ref)
             elif not arg.optional and arg.role != "scratch":
                 raise KernelArgError(f"step {step.op}: {arg.name} is not named")
-        where = f"step {step.op}" + ("" if layer is None else f", layer {layer}")
-        shapes = {name: self._shape(ref) for name, ref in refs.items()}
-        axes = {a.name: a.axes for a in kernel.args if a.name in refs}
-        numbers = ax.solve(where, axes, shapes, self.dims)
+        solved = id(step), form, *refs
+        if solved not in self._solved:
+            where = f"step {step.op}" + ("" if layer is None else f", layer {layer}")
+            shapes = {name: self._shape(ref) for name, ref in refs.items()}
+            axes = {a.name: a.axes for a in kernel.args if a.name in refs}
+            self._solved[solved] = shapes, ax.solve(where, axes, shapes, self.dims)
+        shapes, numbers = self._solved[solved]
         return Call(kernel, op, layer, refs, shapes, {**numbers, **dict.fromkeys(kernel.accs, 0), **accs})
 
 

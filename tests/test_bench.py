@@ -131,6 +131,8 @@ def test_bf16_has_a_peak_of_its_own_and_only_for_products(capsys):
         (["--profile"], 2, "--profile is a flag of step"),
         (["growth", "--profile"], 2, "--profile is a flag of step"),
         (["growth", "--vs", "numpy"], 2, "--vs compares steps and kernels"),
+        (["decode", "--plot", "a.png"], 2, "decode is a table"),
+        (["decode", "-r", "1"], 2, "it is timed in all its forms"),
         (["growth", "--plot", "a.png"], 2, "growth is a table"),
         (["step", "--plot", "no/a.png"], 2, "--plot no/a.png: there is no directory no"),
         (["step", "--plot", "a.svg"], 2, "--plot a.svg: expected the name of a PNG file"),

@@ -217,3 +217,23 @@ def test_growth_goes_beyond_the_block_size_and_says_where_memory_ends(monkeypatc
     assert bench.main([*argv, "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()[1:]]
     assert [(row["B"], row["T"], row["tokens"]) for row in rows] == [(1, 64, 64), (1, 128, 128)]
+
+
+# --- decode
+
+
+def test_decoding_beside_reads_and_prompts_beside_the_peak(capsys):
+    argv = ["decode", "--init", "tiny", "-b", "3", "-t", "9", *TINY[TINY.index("--threads") :]]
+    assert bench.main([*argv, "--json"]) == 0
+    _, *rows = map(json.loads, capsys.readouterr().out.splitlines())
+    steps, prompts = rows[:6], rows[6:]
+    assert [(row["decode"], row["rows"]) for row in steps] == [(w, n) for w in ("fp32", "bf16", "int8") for n in (1, 3)]
+    config = gpt2.config_of("tiny")
+    matrices = config.n_layer * 12 * config.n_embd**2 + config.vocab_size * config.n_embd
+    assert [row["bytes"] for row in steps[::2]] == [4 * matrices, 2 * matrices, matrices * 36 // 32]
+    for row in steps:
+        assert row["tokens_per_s"] == pytest.approx(1e3 * row["rows"] / row["ms"]) and 0 < row["of_memory"]
+    assert [(row["prompt"], row["tokens"]) for row in prompts] == [("fp32", 9), ("bf16", 9)]
+    products = 2 * 9 * config.n_layer * 12 * config.n_embd**2 + 2 * config.vocab_size * config.n_embd
+    for row in prompts:
+        assert products < row["flops"] < 1.3 * products and row["of_peak"] > 0

@@ -7,6 +7,7 @@ from ..kernels import record as build
 from ..kernels.ops import MODES
 from ..memory.arena import human
 from .cases import Case
+from .decoding import DecodeRow, PromptRow
 from .machine import Machine, Times
 from .measure import Row
 from .peers import PeerRow
@@ -241,3 +242,39 @@ def growth_line(B: int, T: int, row: StepRow | None) -> str:
     return (f"{B:4}{T:6}{tokens:8}{_times(row.times, 11, 10, 2)}{1e6 * row.seconds / tokens:10.1f}"
             f"{1e6 * row.roof / tokens:10.1f}{row.of_roof:9.1%}{parts['attention'] / row.roof:11.1%}"
             f"{parts['AdamW'] / row.roof:8.1%}{row.peak / 1e9:7.0f}{row.memory / 1e9:6.1f}")  # fmt: skip
+
+
+# --- decode ----------------------------------------------------------------------------------------------------------
+
+DECODE_COLUMNS = f"{'weights':10}{'rows':>6}{'ms/step':>10}{'25%':>10}{'75%':>10}{'tokens/s':>10}{'of 1 row':>10}{'GB/s':>8}{'of memory':>11}"
+PROMPT_COLUMNS = f"{'precision':10}{'ids':>6}{'ms':>10}{'25%':>10}{'75%':>10}{'tokens/s':>10}{'GFLOP/s':>10}{'of peak':>8}"
+DECODE_NOTES = """\
+decode    {model}, {isa}: steps of 1 and of several rows against a cache; medians and quartiles of {repeats} rounds
+          GB/s: of the matrices, which a step reads once. of memory: share of the speed at which they are read without
+          arithmetic, in turn with the steps. Below: reading a prompt, with the logits of what follows
+"""
+
+
+def decode_line(row: DecodeRow, alone: DecodeRow) -> str:
+    """alone: the same weights with one row."""
+    return (f"{row.weights:10}{row.rows:6}{_times(row.times, 10, 10, 3)}{row.tokens_per_s:10.1f}"
+            f"{row.tokens_per_s / alone.tokens_per_s:9.2f}x{row.bytes / row.times.median / 1e9:8.1f}{row.of_memory:11.1%}")  # fmt: skip
+
+
+def prompt_line(row: PromptRow) -> str:
+    return (f"{row.precision:10}{row.tokens:6}{_times(row.times, 10, 10, 2)}{row.tokens_per_s:10.0f}"
+            f"{row.flops / row.times.median / 1e9:10.1f}{row.of_peak:8.1%}")  # fmt: skip
+
+
+def decode_record(row: DecodeRow) -> dict[str, object]:
+    return {
+        "decode": row.weights, "rows": row.rows, "isa": row.isa, "threads": row.threads, **times_record(row.times),
+        "tokens_per_s": row.tokens_per_s, "bytes": row.bytes, "memory_gbytes_per_s": row.memory / 1e9, "of_memory": row.of_memory,
+    }  # fmt: skip
+
+
+def prompt_record(row: PromptRow) -> dict[str, object]:
+    return {
+        "prompt": row.precision, "tokens": row.tokens, "isa": row.isa, "threads": row.threads, **times_record(row.times),
+        "tokens_per_s": row.tokens_per_s, "flops": row.flops, "peak_gflops": row.peak / 1e9, "of_peak": row.of_peak,
+    }  # fmt: skip

@@ -65,6 +65,18 @@ class Cache:
             + self._program([(gpt2.STORE, 0)], "prompt", gpt2.READ_ACTS, self._shape(self.rows, self.most))[0]
         )
 
+    def matrices(self) -> list[np.ndarray]:
+        """Views of the matrices that a step reads, packed or not."""
+        refs = {str(ref): ref for call in self._step for arg, ref in call.refs.items() if arg == "weight"}
+        return [self.sections[ref.section].slot(ref.name, ref.slot) for ref in refs.values()]
+
+    def prompt_flops(self, tokens: int) -> int:
+        """Flops of reading one prompt of so many ids, and of its logits."""
+        calls, _ = self._program(
+            _unrolled(gpt2.HEAD, gpt2.READ, (), self._dims["L"]), "prompt", gpt2.READ_ACTS, self._shape(1, tokens)
+        )
+        return sum(call.flops for call in [*calls, self._step[-1]])
+
     @property
     def lost(self) -> bool:
         return self.model.arena.turn != self._turn

@@ -47,6 +47,14 @@ class Decoder:
     def error(self) -> dict[str, float]:
         return self._cache.error
 
+    def matrices(self) -> list[np.ndarray]:
+        """Views of the matrices that a step reads, each once."""
+        return self._cache.matrices()
+
+    def prompt_flops(self, tokens: int) -> int:
+        """Flops of a prefill of one prompt of so many ids."""
+        return self._cache.prompt_flops(tokens)
+
     def prefill(self, prompts: list[np.ndarray]) -> np.ndarray:
         """prompts: 1 to `rows` arrays (n,) of ids, n >= 1. Returns (prompts, V) float32, the logits of what follows each; valid until
         the next call. Forgets what was. Raises KernelArgError, DataError."""

@@ -105,6 +105,11 @@ class Arena:
             return region
 
     @property
+    def whole(self) -> np.ndarray:
+        """All floats that are reserved, used or not."""
+        return self._floats
+
+    @property
     def buffer(self) -> np.ndarray:
         """All floats in use, header first."""
         return self._floats[: self.end]
