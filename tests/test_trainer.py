@@ -4,7 +4,6 @@ import math
 from types import SimpleNamespace
 
 import numpy as np
-import plain_decoder
 import pytest
 
 from gpt2flat.errors import CheckpointError, NonFiniteError
@@ -14,11 +13,6 @@ from gpt2flat.training.loop import RolledBack, Sample, Stopped, Updated, Validat
 from gpt2flat.training.outliers import WINDOW, Window
 from gpt2flat.training.settings import resolve
 from gpt2flat.training.trainer import Trainer, Update
-
-
-@pytest.fixture(autouse=True)
-def plain(monkeypatch):
-    monkeypatch.setattr("gpt2flat.generation.stream.Decoder", plain_decoder.Decoder)  # a FakeModel has no arena for a cache
 
 
 class FakeModel:
