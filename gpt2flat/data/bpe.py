@@ -29,14 +29,14 @@ _SIGNS = r"!-/:-@\[-`{-~\u3001\u3002\uff01\uff0c\uff1b\uff1f"
 _LAST_CUT = re.compile(rf"(?s:.*)(?:\S(?=[ \n])|[{_LETTERS}](?=[{_SIGNS}]))")
 
 
-def _runs(longer_than: int, end: str) -> re.Pattern:
-    """Runs of white space that are one word: all but the last character, or all of it at the end of a text."""
-    return re.compile(rf"([{_SPACE}]{{{longer_than}}}[{_SPACE}]+)(?=[{_SPACE}][^{_SPACE}]|{end})")
+def _runs(space: str, end: str) -> re.Pattern:
+    """Runs of white space, `space` or more, that are one word: all but the last character, or all of it at the end of a text."""
+    return re.compile(rf"({space}[{_SPACE}]+)(?=[{_SPACE}][^{_SPACE}]|{end})")
 
 
-_LONG_RUNS = _runs(LONG_SPACE, "(?!)")
-_RUNS = _runs(1, r"\Z")
-_RUNS_IN_DOCUMENTS = _runs(1, rf"\Z|{re.escape(END_OF_TEXT)}")
+_LONG_RUNS = _runs(rf"[{_SPACE}]{{{LONG_SPACE}}}", "(?!)")
+_RUNS = _runs(rf"[{_SPACE}]", r"\Z")
+_RUNS_IN_DOCUMENTS = _runs(rf"[{_SPACE}]", rf"\Z|{re.escape(END_OF_TEXT)}")
 
 
 def cut(pieces: Iterable[str]) -> Iterator[str]:

@@ -12,8 +12,6 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
-
 from ..errors import CheckpointError, DataError, UsageError, reason
 from ..formats.files import write_atomically, write_stream_atomically
 from . import shards
@@ -137,10 +135,8 @@ def _write(order: Order, tokenizer: Tokenizer, spools: list[Spool], tally: Tally
         split, sides = None, [Part(spools[0]), Part(spools[1])]
     else:
         sides = [Part(spools[0], split, False), Part(spools[0], split, True)]
-    seen = [np.zeros(tokenizer.vocab_size, np.int64) for _ in sides]
-    for part, counts in zip(sides, seen, strict=True):
-        watch("counting", tally)
-        part.count(eot, counts)
+    watch("counting", tally)
+    seen = shards.count(sides, eot, tokenizer.vocab_size)
     if not sides[0].tokens:
         raise DataError(f"{name}: nothing is left to train on: all {sides[1].tokens:,} tokens are for validation")
     sizes = [shards.shard_sizes(part.tokens, order.shard_size) for part in sides]

@@ -62,12 +62,27 @@ class Part:
         for ids, marked in self.split.marks(self.spool, eot, sum(self.spool.counts)):
             yield ids[marked == self.chosen]
 
-    def count(self, eot: int, seen: np.ndarray) -> None:
-        """Counts tokens and documents, and adds up in `seen` how often each id occurs."""
-        for ids in self.ids(eot):
-            self.tokens += len(ids)
-            seen += np.bincount(ids, minlength=len(seen))
-            self.documents += int((ids == eot).sum())
+    def count(self, ids: np.ndarray, eot: int, seen: np.ndarray) -> None:
+        """Adds these of its ids to the counts, and to `seen` how often each occurs."""
+        found = np.bincount(ids, minlength=len(seen))
+        seen += found
+        self.tokens += len(ids)
+        self.documents += int(found[eot])
+
+
+def count(parts: list[Part], eot: int, vocab_size: int) -> list[np.ndarray]:
+    """Counts the tokens and documents of both sides, or of the one that there is. How often each id occurs, by side."""
+    seen = [np.zeros(vocab_size, np.int64) for _ in parts]
+    split = parts[0].split
+    if split is None:
+        for part, counts in zip(parts, seen, strict=True):
+            for ids in part.spool:
+                part.count(ids, eot, counts)
+        return seen
+    for ids, marked in split.marks(parts[0].spool, eot, sum(parts[0].spool.counts)):
+        for part, counts in zip(parts, seen, strict=True):
+            part.count(ids[marked == part.chosen], eot, counts)
+    return seen
 
 
 def shard_sizes(tokens: int, size: int) -> list[int]:

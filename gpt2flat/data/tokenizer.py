@@ -124,10 +124,10 @@ def make_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
     """The tokenizer that a name and, for characters and bpe:N, all texts make. Raises UsageError."""
     check_tokenizer(name)
     if name == "char":
-        characters: set[str] = set()
+        seen = np.zeros(0x110000, bool)
         for text in texts:
-            characters.update(text)
-        return Tokenizer.char("".join(characters))
+            seen[np.frombuffer(valid(text).encode("utf-32-le"), "<u4")] = True
+        return Tokenizer.char("".join(map(chr, np.flatnonzero(seen))))
     if name.startswith("bpe:"):
         tokens = bpe.learn(texts, int(name.removeprefix("bpe:")))
         return Tokenizer("bpe", tokens, len(tokens) - 1)
@@ -192,21 +192,21 @@ def _byte_encoder(tokenizer: Tokenizer) -> Callable[[str], np.ndarray]:
 
 
 def _char_encoder(tokenizer: Tokenizer) -> Callable[[str], np.ndarray]:
-    pieces = enumerate(tokenizer.tokens)
-    known = sorted((ord(piece.decode()), token) for token, piece in pieces if token != tokenizer.eot)
-    points, ids = np.array(known, np.int64).reshape(-1, 2).T
+    known = [(ord(piece.decode()), token) for token, piece in enumerate(tokenizer.tokens) if token != tokenizer.eot]
+    end = max((point for point, _ in known), default=-1) + 1
+    ids = np.full(end + 1, -1, np.int32)  # by character; the last is for those beyond
+    for point, token in known:
+        ids[point] = token
 
     def encode(text: str) -> np.ndarray:
-        wanted = np.frombuffer(text.encode("utf-32-le"), "<u4")
-        place = np.searchsorted(points, wanted)
-        unknown = points.take(place, mode="clip") != wanted if points.size else np.ones(wanted.size, bool)
-        if unknown.any():
-            at = int(unknown.argmax())
+        row = ids[np.minimum(np.frombuffer(text.encode("utf-32-le"), "<u4"), end)]
+        if (row < 0).any():
+            at = int((row < 0).argmax())
             raise DataError(
-                f"character {text[at]!r} at position {at} of the text is not among the {points.size} of this "
+                f"character {text[at]!r} at position {at} of the text is not among the {len(known)} of this "
                 "tokenizer: leave it out, or train with --tokenizer byte, which knows every character"
             )
-        return ids[place].astype(np.int32)
+        return row
 
     return encode
 
