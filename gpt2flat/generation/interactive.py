@@ -9,6 +9,7 @@ import numpy as np
 
 from ..data.tokenizer import Tokenizer, escape_controls
 from ..errors import Gpt2FlatError, UsageError
+from .decoder import Decoder
 from .sampling import LIMITS, USUAL, Sampling
 from .stream import stream
 from .text import Texts
@@ -26,7 +27,7 @@ class Talk:
                  readers: dict[str, Callable], write: Callable[[str], None], stop_signal: Callable, weights: str = "fp32"):  # fmt: skip
         """readers: setting -> what turns the text of its value into one, or raises UsageError; stop_signal(): a context in which Ctrl-C
         and the like only set its `number`."""
-        self.model, self.tokenizer, self.weights = model, tokenizer, weights
+        self.model, self.tokenizer, self._decoder = model, tokenizer, Decoder(model, 1, None, weights)
         self.sampling, self.max_tokens, self.seed, self.stops = sampling, max_tokens, seed, stops
         self._readers, self._write, self._stop_signal = readers, write, stop_signal
         self.ids, self.turn = np.empty(0, np.int32), 0
@@ -46,9 +47,8 @@ class Talk:
             ids = np.array([self.tokenizer.start], np.int32)
         texts, made = Texts(self.tokenizer, self.stops), []
         with self._stop_signal() as stop:
-            for token in stream(
-                self.model, [ids], self.max_tokens, self.sampling, 1, self.seed + self.turn, texts.ends, 1, self.weights
-            ):
+            for token in stream(self.model, [ids], self.max_tokens, self.sampling, 1, self.seed + self.turn, texts.ends,
+                                decoder=self._decoder):  # fmt: skip
                 made.append(token.id)
                 self._write(escape_controls(texts[0].take()))
                 if stop:

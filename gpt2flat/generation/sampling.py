@@ -65,9 +65,9 @@ class Sampling:
 
     def penalised(self, logits: np.ndarray, seen: np.ndarray) -> np.ndarray:
         """The logits in float64 after the repetition penalty. Raises NonFiniteError."""
-        x = logits.astype(np.float64)
-        if not np.isfinite(x).all():
+        if not (math.isfinite(logits.min()) and math.isfinite(logits.max())):  # NaN wins in both
             raise NonFiniteError("the logits are not finite: the weights of this model are damaged")
+        x = logits.astype(np.float64)
         if self.repetition_penalty != 1.0:
             seen = np.asarray(seen, np.int64)
             if self.repetition_window is not None:
@@ -80,7 +80,8 @@ class Sampling:
         """What may be drawn at a temperature above 0: the ids, rising (None: all), and their probabilities but for a factor."""
         x = self.penalised(logits, seen)
         x -= x.max()
-        x /= max(self.temperature, COLDEST)
+        if self.temperature != 1.0:
+            x /= max(self.temperature, COLDEST)
         ids = None
         if self.top_k is not None and self.top_k < len(x):
             ids = np.flatnonzero(x >= np.partition(x, -self.top_k)[-self.top_k])
@@ -90,7 +91,8 @@ class Sampling:
         if self.min_p:
             likely = x >= math.log(self.min_p)
             ids = np.flatnonzero(likely) if ids is None else ids[likely[ids]]
-        return ids, np.exp(x if ids is None else x[ids])
+        x = x if ids is None else x[ids]
+        return ids, np.exp(x, out=x)
 
 
 USUAL = Sampling()
@@ -114,18 +116,23 @@ def invert(weights: np.ndarray, at: float) -> int:
 def _nucleus(x: np.ndarray, p: float) -> np.ndarray:
     """The places, rising, of the fewest largest x whose share of the sum of exp(x) reaches p; x is at most 0.
 
-    Only the bucket in which p is reached is sorted."""
+    Of those below (1 - p) / n of the sum not one is needed: all of them together are not as much as 1 - p of it. Of the others only
+    the bucket in which p is reached is sorted."""
     weights = np.exp(x)
-    bucket = np.minimum(-STEPS * x, BUCKETS - 1).astype(np.int32)
+    total = weights.sum()
+    likely = np.flatnonzero(weights >= (1 - p) * total / len(weights) * (1 - 1e-9))
+    weights, place = weights[likely], x[likely]
+    place *= -STEPS
+    bucket = np.minimum(place, BUCKETS - 1, out=place).astype(np.intp)
     cumulated = np.cumsum(np.bincount(bucket, weights, BUCKETS))
-    wanted = p * cumulated[-1]
+    wanted = p * total
     last = int(np.searchsorted(cumulated, wanted))
     kept = bucket < last
     border = np.flatnonzero(bucket == last)
-    border = border[np.argsort(-x[border], kind="stable")]
+    border = border[np.argsort(-weights[border], kind="stable")]
     before = cumulated[last - 1] if last else 0.0
     kept[border[: 1 + np.searchsorted(before + np.cumsum(weights[border]), wanted)]] = True
-    return np.flatnonzero(kept)
+    return likely[kept]
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -39,17 +39,18 @@ NEVER = at_ids(())
 
 def stream(model, prompts: Sequence, max_new_tokens: int = 64, sampling: Sampling = USUAL, samples: int = 1, seed: int = 0,
            ends: Callable[[int, int], str | None] = NEVER, batch: int = BATCH, weights: str = "fp32",
-           log_probs: bool = False) -> Iterator[Token]:  # fmt: skip
+           log_probs: bool = False, decoder: Decoder | None = None) -> Iterator[Token]:  # fmt: skip
     """The new ids of `samples` sequences for each prompt, as they are made; arguments are checked before the first.
 
     prompts: rows of ids, (n,) each and of any lengths; ends(sequence, id): asked for each new id, why the sequence ends with it, or
-    None; batch: sequences at once; weights: how those of the model are kept, "fp32", "bf16" or "int8". A sequence beyond the block
-    size goes on by the rule of decoder.py. Raises KernelArgError and DataError for ids that do not fit, UsageError for settings."""
+    None; batch: sequences at once; weights: how those of the model are kept, "fp32", "bf16" or "int8"; decoder: one of this
+    model to use again, with its own weights and at most its rows at once. A sequence beyond the block size goes on by the rule of
+    decoder.py. Raises KernelArgError and DataError for ids that do not fit, UsageError for settings."""
     rows = check_prompts(model, prompts)
     check_counts(
         max_new_tokens=(max_new_tokens, 0, END), samples=(samples, 1, END), seed=(seed, 0, END), batch=(batch, 1, END)
     )
-    return _batches(model, rows, max_new_tokens, sampling, samples, seed, ends, batch, weights, log_probs)
+    return _batches(model, rows, max_new_tokens, sampling, samples, seed, ends, batch, weights, log_probs, decoder)
 
 
 def check_prompts(model, prompts: Sequence) -> list[np.ndarray]:
@@ -68,11 +69,12 @@ def capacity(model, prompts: list[np.ndarray], max_new_tokens: int) -> int:
     return min(model.config.block_size, max(map(len, prompts)) + max_new_tokens)
 
 
-def _batches(model, prompts, n, sampling, samples, seed, ends, batch, weights, log_probs) -> Iterator[Token]:
+def _batches(model, prompts, n, sampling, samples, seed, ends, batch, weights, log_probs, decoder) -> Iterator[Token]:
     count = len(prompts) * samples
     if not count or not n:
         return
-    decoder = Decoder(model, min(batch, count), capacity(model, prompts, n), weights)
+    decoder = decoder or Decoder(model, min(batch, count), capacity(model, prompts, n), weights)
+    batch = min(batch, decoder.rows)
     for first in range(0, count, batch):
         of_prompt = [i // samples for i in range(first, min(first + batch, count))]
         distinct = sorted(set(of_prompt))
