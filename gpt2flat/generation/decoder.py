@@ -55,6 +55,11 @@ class Decoder:
         """Flops of a prefill of one prompt of so many ids."""
         return self._cache.prompt_flops(tokens)
 
+    @property
+    def lost(self) -> bool:
+        """Whether a later Decoder of the same model has the memory of this one."""
+        return self._cache.lost
+
     def prefill(self, prompts: list[np.ndarray]) -> np.ndarray:
         """prompts: 1 to `rows` arrays (n,) of ids, n >= 1. Returns (prompts, V) float32, the logits of what follows each; valid until
         the next call. Forgets what was. Raises KernelArgError, DataError."""
@@ -120,7 +125,7 @@ class Decoder:
         self._ids[: len(sources)] = self._ids[sources]
 
     def _check(self) -> None:
-        if self._cache.lost:
+        if self.lost:
             raise UsageError("this Decoder's memory is gone: a later one of the same model has it")
 
     def _fit(self, lengths: np.ndarray) -> None:

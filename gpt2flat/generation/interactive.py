@@ -27,7 +27,8 @@ class Talk:
                  readers: dict[str, Callable], write: Callable[[str], None], stop_signal: Callable, weights: str = "fp32"):  # fmt: skip
         """readers: setting -> what turns the text of its value into one, or raises UsageError; stop_signal(): a context in which Ctrl-C
         and the like only set its `number`."""
-        self.model, self.tokenizer, self._decoder = model, tokenizer, Decoder(model, 1, None, weights)
+        self.model, self.tokenizer = model, tokenizer
+        self._weights, self._decoder = weights, Decoder(model, 1, None, weights)
         self.sampling, self.max_tokens, self.seed, self.stops = sampling, max_tokens, seed, stops
         self._readers, self._write, self._stop_signal = readers, write, stop_signal
         self.ids, self.turn = np.empty(0, np.int32), 0
@@ -45,6 +46,8 @@ class Talk:
         ids = np.concatenate([self.ids, new])
         if not len(ids):
             ids = np.array([self.tokenizer.start], np.int32)
+        if self._decoder.lost:  # something else has written with this model
+            self._decoder = Decoder(self.model, 1, None, self._weights)
         texts, made = Texts(self.tokenizer, self.stops), []
         with self._stop_signal() as stop:
             for token in stream(self.model, [ids], self.max_tokens, self.sampling, 1, self.seed + self.turn, texts.ends,
