@@ -171,12 +171,16 @@ def described(found: dict[str, np.ndarray], dtype="F32", prefix="", head=True) -
 
 
 def nanogpt(
-    found=None, args=None, dtype="F32", prefix="", head=True, more=None, program=None, members=None, **how
+    found=None, args=None, dtype="F32", prefix="", head=True, more=None, program=None, members=None, lead=None, **how
 ) -> bytes:
     """A ckpt.pt; more: other entries of the checkpoint, or others of the model's state by Opcodes; program: the whole pickle."""
     state, numbers = described(nano_tensors() if found is None else found, dtype, prefix, head)
     whole = {"model": Opcodes(called("collections OrderedDict") + pickled(state)[1:] + b"}b"), "model_args": ARGS if args is None else args,
              "iter_num": 5, "best_val_loss": 1.5, "config": {"out_dir": "out", "batch": [1, None, (True, -300)]}}  # fmt: skip
     program = b"\x80\x02" + pickled(whole | (more or {})) + b"." if program is None else program
-    files = {"x/data.pkl": program, "x/byteorder": b"little", **numbers, "x/version": b"3\n"} | (members or {})
+    files = (
+        (lead or {})
+        | {"x/data.pkl": program, "x/byteorder": b"little", **numbers, "x/version": b"3\n"}
+        | (members or {})
+    )
     return archive({name: data for name, data in files.items() if data is not None}, **how)

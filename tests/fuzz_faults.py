@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 
 import fuzz
-from gpt2flat.data import corpus, tokenizer, tokens
-from gpt2flat.formats import checkpoint, choices, debug_state, files, llmc
 from seeding import fault
+
+from gpt2flat.data import corpus, tokenizer, tokens
+from gpt2flat.formats import checkpoint, choices, debug_state, files, llmc, pytorch, safetensors, zip_members
 
 CASES = 4000
 SIZE = "if file.size != HEADER_BYTES + payload:"
@@ -46,6 +47,10 @@ FAULTS = {
     "pickle": ("choices", llmc.read_header, WORDS, IMPORT + "marshal; marshal.loads(b'N')", "did marshal.loads"),
     "a socket": ("tokens", llmc.read_header, WORDS, IMPORT + "_socket; _socket.socket()", "did socket"),
     "a command": ("tokens", llmc.read_header, WORDS, IMPORT + "os; os.system(':')", "did os.system"),
+    "a hole between tensors": ("safetensors", safetensors.read_tensors, "if begin != end:", "if begin < end:", ACCEPTED),
+    "a tensor beyond its numbers": (
+        "nanoGPT's", pytorch._tensor, "if offset + prod(size) > storage.count:", "if False:", ACCEPTED),
+    "a member over another": ("nanoGPT's", zip_members.read_members, "or header < before or", "or", ACCEPTED),
     "slow": ("text", corpus.read_text, "data = file.read(", "sum(range(1 << 23)); data = file.read(", "took"),
     "memory is kept": (
         "debug state", llmc.read_header, WORDS, WORDS + "; KINDS.setdefault('', []).append(bytearray(1 << 20))",

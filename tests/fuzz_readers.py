@@ -13,6 +13,7 @@ import numpy as np
 
 import oracles
 import samples
+from fuzz_foreign import FOREIGN, FOREIGN_ELSEWHERE
 from gpt2flat.data.corpus import read_text
 from gpt2flat.data.tokenizer import GPT2_FILE, Tokenizer, escape_controls
 from gpt2flat.data.tokens import FileShard, TokenLoader
@@ -300,7 +301,7 @@ READERS = {
          b'{"step": 3, "loss": 1.5, "tokens_per_s": 1' + b"0" * 400 + b"}"),
         (), share=1, start=0, spots=(0, 1, 8), units=TEXT, file="metrics.jsonl", beside=(("config.toml", CONFIG),),
     ),
-}  # fmt: skip
+} | {name: Reader(**how) for name, how in FOREIGN.items()}  # fmt: skip
 # Refusals that no content of a file can cause: function -> the tests that cause them
 ELSEWHERE = {
     "files.RegularFile.__init__": "test_formats, test_files",
@@ -308,27 +309,6 @@ ELSEWHERE = {
     "files._path": "misuse_model",
     "files.write_all": "test_files",
     "files.write_stream_atomically": "test_files",
-    "strict_json.read_object": "test_huggingface",
-    "strict_json.parse_object": "test_huggingface",
-    "strict_json._once": "test_huggingface",
-    "strict_json._no_number": "test_huggingface",
-    "safetensors.read_tensors": "test_huggingface",
-    "safetensors._offsets": "test_huggingface",
-    "safetensors._tensor": "test_huggingface",
-    "tensors.Weights.__init__": "test_huggingface",
-    "tensors.Weights.fill": "test_huggingface",
-    "tensors.Weights._refuse": "test_huggingface",
-    "tensors.Weights._refuse_shape": "test_huggingface",
-    "huggingface.read_config": "test_huggingface",
-    "huggingface._open_tensors": "test_huggingface",
-    "huggingface._read_index": "test_huggingface",
-    "huggingface_tokenizer._of_json": "test_huggingface_tokenizer",
-    "huggingface_tokenizer._of_pair": "test_huggingface_tokenizer",
-    "huggingface_tokenizer._object": "test_huggingface_tokenizer",
-    "huggingface_tokenizer._tokenizer": "test_huggingface_tokenizer",
-    "huggingface_tokenizer._bytes": "test_huggingface_tokenizer",
-    "huggingface_tokenizer._end_of_text": "test_huggingface_tokenizer",
-    "huggingface_tokenizer._check_merges": "test_huggingface_tokenizer",
     "choices.ChoiceLines.__init__": "test_choices",
     "choices.ChoiceLines.__iter__": "test_choices",
     "choices._question": "test_choices",
@@ -354,4 +334,4 @@ ELSEWHERE = {
     "tokenizer._byte_encoder.encode": "test_tokenizer",
     "tokenizer._char_encoder.encode": "test_tokenizer",
     "tokenizer._table_encoder": "test_tokenizer",
-}
+} | FOREIGN_ELSEWHERE

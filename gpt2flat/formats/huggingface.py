@@ -39,6 +39,7 @@ def open_folder(path, layout) -> Weights:
 
     Raises FormatError for a folder that is not whole or holds another model, CheckpointError for what cannot be opened."""
     path = Path(path)
+    _require_whole(path)
     dims, tied = read_config(path / CONFIG)
     with ExitStack() as opened:
         files, tensors = _open_tensors(path, opened)
@@ -54,10 +55,6 @@ def open_folder(path, layout) -> Weights:
 
 def read_config(path: Path) -> tuple[dict[str, int], bool]:
     """(dims, whether the head is tied to the embedding) of a config.json. Raises FormatError, CheckpointError."""
-    if not path.is_file():
-        raise FormatError(
-            f"{path.parent}: has no {CONFIG}, expected the folder of a model with its {CONFIG} and {WHOLE}"
-        )
     config = read_object(path, LONGEST_CONFIG)
     kind = config.get("model_type")
     if kind != "gpt2":
@@ -91,8 +88,6 @@ def _either(values: tuple) -> str:
 def _open_tensors(path: Path, opened: ExitStack) -> tuple[list[RegularFile], dict[str, Tensor]]:
     """The files and their tensors by name; `opened` closes the files."""
     if (path / WHOLE).exists() or not (path / INDEX).exists():
-        if not (path / WHOLE).exists():
-            raise FormatError(f"{path}: {_without(path)}")
         file = opened.enter_context(RegularFile(path / WHOLE, CheckpointError, short=FormatError))
         return [file], read_tensors(file)
     places, files, tensors = _read_index(path / INDEX), [], {}
@@ -129,11 +124,15 @@ def _read_index(path: Path) -> dict[str, str]:
     return places
 
 
-def _without(path: Path) -> str:
+def _require_whole(path: Path) -> None:
+    if not (path / CONFIG).is_file():
+        raise FormatError(f"{path}: has no {CONFIG}, expected the folder of a model with its {CONFIG} and {WHOLE}")
+    if (path / WHOLE).exists() or (path / INDEX).exists():
+        return
     there = next((name for name in OTHERS if (path / name).exists()), None)
     if there is None:
-        return f"has no {WHOLE}, expected it beside {CONFIG}, or its shards with {INDEX}"
-    return (
-        f"has {there} and no {WHOLE}: it is not read, as reading it can run code; where that is trusted, write the folder again "
-        "with transformers' GPT2LMHeadModel.from_pretrained(FOLDER).save_pretrained(NEW)"
+        raise FormatError(f"{path}: has no {WHOLE}, expected it beside {CONFIG}, or its shards with {INDEX}")
+    raise FormatError(
+        f"{path}: has {there} and no {WHOLE}: it is not read, as reading it can run code; where that is trusted, write the folder "
+        "again with transformers' GPT2LMHeadModel.from_pretrained(FOLDER).save_pretrained(NEW)"
     )

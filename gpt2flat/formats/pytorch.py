@@ -6,8 +6,8 @@ this file knows those that plain values and tensors need, and the globals of the
 import io
 import pickletools
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple
 
 from ..errors import CheckpointError, FormatError
 from .checkpoint import check_dims
@@ -31,17 +31,20 @@ STORAGES = {
 REBUILD, ORDERED = "torch._utils _rebuild_tensor_v2", "collections OrderedDict"
 
 
-class _Global(NamedTuple):
+@dataclass(frozen=True)
+class _Global:
     name: str
 
 
-class _Storage(NamedTuple):
+@dataclass(frozen=True)
+class _Storage:
     dtype: str
     member: str
     count: int
 
 
-class _Rebuilt(NamedTuple):
+@dataclass(frozen=True)
+class _Rebuilt:
     """A tensor as data.pkl describes it; nothing of it has been checked."""
 
     storage: object
@@ -113,7 +116,7 @@ def _tensor(file: RegularFile, name: str, value, members: dict[str, Member], fol
     where = f"{file.path}: {told(name)}"
     if not isinstance(value, _Rebuilt):
         raise FormatError(f"{where} is {_kind(value)}, expected a tensor")
-    storage, offset, size, stride = value
+    storage, offset, size, stride = value.storage, value.offset, value.size, value.stride
     sizes = isinstance(size, tuple) and len(size) <= 8 and all(is_whole(n, 0, 1 << 62) for n in size)
     if not (sizes and isinstance(stride, tuple) and is_whole(offset, 0, 1 << 62)):
         raise FormatError(f"{where} has no shape that could be")
@@ -151,25 +154,27 @@ def _read(file: RegularFile) -> tuple[object, dict[str, Member], str]:
         raise FormatError(f"{file.path}: was written on a big-endian machine: save it again on a little-endian one")
     try:
         return _look_at(file.read(*members[name])), members, folder
-    except (_Refused, ValueError) as problem:
-        raise FormatError(f"{file.path}: its data.pkl {_plain(problem)}") from None
-
-
-def _plain(problem: Exception) -> str:
-    return str(problem) if isinstance(problem, _Refused) else f"is damaged: {told(str(problem))}"
+    except _Refused as problem:
+        raise FormatError(f"{file.path}: its data.pkl {problem}") from None
 
 
 def _look_at(program: bytes) -> object:
-    """The value that a pickle describes. Nothing is imported and nothing called. Raises _Refused, ValueError."""
-    machine = _Machine()
-    for opcode, argument, at in pickletools.genops(io.BytesIO(program)):
-        act = _OPCODES.get(opcode.name)
-        if act is None:
-            raise _Refused(f"has the opcode {opcode.name} at byte {at}, which plain values and tensors do not need")
+    """The value that a pickle describes. Nothing is imported and nothing called. Raises _Refused."""
+    machine, stream, name = _Machine(), io.BytesIO(program), ""
+    while name != "STOP":
+        at, code = stream.tell(), stream.read(1)
+        opcode = pickletools.code2op.get(code.decode("latin-1"))
+        name = opcode.name if opcode else told(code)
+        if name not in _OPCODES:  # its argument is not even read
+            raise _Refused(
+                f"has the opcode {name} at byte {at}, which plain values and tensors do not need"
+                if code
+                else "has no end"
+            )
         try:
-            act(machine, argument)
+            _OPCODES[name](machine, opcode.arg.reader(stream) if opcode.arg else None)
         except (IndexError, KeyError, TypeError, ValueError):
-            raise _Refused(f"is damaged: {opcode.name} at byte {at} does not fit what stands before it") from None
+            raise _Refused(f"is damaged: {name} at byte {at} does not fit what stands around it") from None
     if len(machine.stack) != 1:
         raise _Refused(f"describes {len(machine.stack)} values, expected one")
     return machine.stack[0]
