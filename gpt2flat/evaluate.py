@@ -38,6 +38,13 @@ def parser() -> Parser:
         "--max-tokens", type=number("--max-tokens", int, 1), metavar="N", help="predict the first N tokens only"
     )
     p.add_argument("--limit", type=number("--limit", int, 1), metavar="N", help="ask the first N questions only")
+    p.add_argument(
+        "--tasks", metavar="NAME,...", help="tasks of EleutherAI's lm-evaluation-harness (gpt2flat[harness])"
+    )
+    p.add_argument("--task-folder", metavar="FOLDER", help="where tasks of your own are, as its YAML files")
+    p.add_argument(
+        "--num-fewshot", type=number("--num-fewshot", int, 0, 1000), metavar="K", help="examples before each question"
+    )
     p.add_argument("--heat", nargs="?", const="", metavar="FILE.html",
                    help="print the texts coloured by the loss of each token, or write them as a page with tooltips")  # fmt: skip
     p.add_argument("--heat-tokens", type=number("--heat-tokens", int, 1, BIG), default=2000, metavar="N",
@@ -79,7 +86,7 @@ def body(argv: list[str]) -> None:
     how = How(args.seq_len, args.stride, args.batch_size, args.max_tokens, args.limit)
     named = {word: open_set(word) for word in args.words}
     models: list[str | None] = [word for word, data in named.items() if data is None] or [None]
-    sets = [data for data in named.values() if data]
+    sets = [*filter(None, named.values()), *tasks_of(args)]
     columns: dict[str, Set] = {data.title: data for data in sets}
     results: dict[str, dict[str, dict]] = {}
     heats: list[Heat] = []
@@ -96,6 +103,14 @@ def body(argv: list[str]) -> None:
         del model, opened  # its memory goes before the next one comes
     show_heat(heats, args)
     show_json(results) if args.json else show(columns, results)
+
+
+def tasks_of(args) -> list[Set]:
+    if not args.tasks:
+        return []
+    from .evaluation.harness import Task  # here, because few have it, and it takes a second
+
+    return [Task(name, args.task_folder, args.num_fewshot) for name in args.tasks.split(",")]
 
 
 # --- the table -------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ NEEDS = {
     "test_plot.py": (("matplotlib",), "pip install -e '.[plot]'"),
     "test_hub.py": (("huggingface_hub",), "pip install -e '.[hub]'"),
     "test_bpe_learned.py": (("tokenizers",), "pip install -e '.[bpe]'"),
+    "test_lm_eval.py": (("lm_eval",), "pip install -e '.[harness]'"),
     "test_tensorboard.py": (("tensorboard",), "pip install -e '.[tensorboard]'"),
     "test_build.py": (("gcc",), "apt install gcc python3-dev"),
 }

@@ -14,16 +14,16 @@ SHOWN = {  # metric -> its heading, its text
 
 
 def heading(metric: str) -> str:
-    return SHOWN[metric][0]
+    return SHOWN[metric][0] if metric in SHOWN else metric
 
 
 def words(metric: str, found: dict[str, object]) -> str:
-    """A metric of a result; "-" when it could not be had."""
-    value = found.get(metric)
+    """A metric of a result, with its standard error where that is known; "-" when it could not be had."""
+    value, error = found.get(metric), found.get(f"{metric}_stderr")
     if value is None or not math.isfinite(value):
         return "-" if value is None else str(value)
-    error = found.get(f"{metric}_stderr")
-    return SHOWN[metric][1](value) + (f" ± {SHOWN[metric][1](error)}" if error is not None else "")
+    show = SHOWN[metric][1] if metric in SHOWN else "{:.4f}".format
+    return show(value) + (f" ± {show(error)}" if error is not None else "")
 
 
 def as_text(columns: list[tuple[str, tuple[str, ...]]], rows: list[tuple[str, list[dict | None]]]) -> str:
