@@ -279,7 +279,7 @@ def _never_saw(step: int) -> str:
 @contextlib.contextmanager
 def _poisoned(model: Model, section: str, name: str, value):
     """Within, a forward and backward of `model` leaves `value` in the middle of a tensor, or as its loss."""
-    run, forward_backward = model._run, model.forward_backward
+    run, forward_backward = model.run, model.forward_backward
 
     def run_poisoned(calls):
         run(calls)
@@ -294,11 +294,11 @@ def _poisoned(model: Model, section: str, name: str, value):
             flat[flat.size // 2] = value
         return float(value) if section == "loss" else loss
 
-    model._run, model.forward_backward = run_poisoned, do
+    model.run, model.forward_backward = run_poisoned, do
     try:
         yield
     finally:
-        del model._run, model.forward_backward
+        del model.run, model.forward_backward
 
 
 # --- seeded faults ---------------------------------------------------------------------------------------------------
