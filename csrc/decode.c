@@ -281,9 +281,20 @@ void decode_cache(float *keys, float *values, const float *inp, int64_t B, int64
     }
 }
 
-// scores of n keys, in whole blocks, each a chain over HS
+// scores of n keys, in whole blocks: each a chain over HS, and four blocks side by side so that chains do not wait
 static void decode_scores(float *p, const float *q, const float *key, int64_t n, int64_t HS) {
-    for (int64_t j = 0; j < n; j += 16, key += 16 * HS) {
+    int64_t j = 0, block = 16 * HS;
+    for (; j + 48 < n; j += 64, key += 4 * block) {
+        v16 sum[4] = {v16_set(0.0f), v16_set(0.0f), v16_set(0.0f), v16_set(0.0f)};
+        for (int64_t d = 0; d < HS; d++) {
+            v16 x = v16_set(q[d]);
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) sum[i] = v16_fma(x, v16_load(key + i * block + d * 16), sum[i]);
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) v16_store(p + j + 16 * i, v16_add(sum[i], v16_set(0.0f)));
+    }
+    for (; j < n; j += 16, key += block) {
         v16 sum = v16_set(0.0f);
         for (int64_t d = 0; d < HS; d++) sum = v16_fma(v16_set(q[d]), v16_load(key + d * 16), sum);
         v16_store(p + j, v16_add(sum, v16_set(0.0f)));

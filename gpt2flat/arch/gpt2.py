@@ -197,7 +197,8 @@ TOKEN_TAIL = (
     Step("decode_linear",      out="logits", inp="stream", gain="lnfw", shift="lnfb", weight="head"),
 )
 STORE = Step("decode_cache", keys="keys", values="values", inp="qkv")
-READ = (*FUSED[:2], STORE, *FUSED[2:])
+READ_LAST = (*FUSED[:2], STORE)  # of the last block; behind it only the last position counts, and goes on as a token does
+READ = (*READ_LAST, *FUSED[2:])
 READ_ACTS = tuple(replace(row, slots="") for row in ACTS if row.name in
                   {name.partition("[")[0] for step in (*HEAD, *READ) for name in step.names.values()})
 # fmt: on

@@ -72,10 +72,7 @@ class Cache:
 
     def prompt_flops(self, tokens: int) -> int:
         """Flops of reading one prompt of so many ids, and of its logits."""
-        calls, _ = self._program(
-            _unrolled(gpt2.HEAD, gpt2.READ, (), self._dims["L"]), "prompt", gpt2.READ_ACTS, self._shape(1, tokens)
-        )
-        return sum(call.flops for call in [*calls, self._step[-1]])
+        return sum(call.flops for call in [*self._reading(1, tokens), *self._finish])
 
     @property
     def lost(self) -> bool:
@@ -119,8 +116,9 @@ class Cache:
 
     # -- passes --------------------------------------------------------------------------------------------------------
 
-    def read(self, first: int, tokens: np.ndarray) -> np.ndarray:
-        """Reads prompts (B, T), padded at their ends, into rows first .. first + B. Returns the residual stream, (B, T, C)."""
+    def read(self, first: int, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Reads prompts (B, T), padded at their ends, into rows first .. first + B: all but what the last block does behind its keys and
+        values. Returns its q, k, v and the residual stream in front of it, (B, T, 3C) and (B, T, C)."""
         B, T = tokens.shape
         if (first, B, T) not in self._prompts:
             while len(self._prompts) >= PROGRAMS:
@@ -130,11 +128,15 @@ class Cache:
         acts["tokens"][:] = tokens.reshape(-1)
         acts["p_drop"][...] = acts["key_drop"][...] = 0
         self.model.run(calls, sections)
-        return acts["stream"].reshape(B, T, -1)
+        return acts["qkv"].reshape(B, T, -1), acts["stream"].reshape(B, T, -1)
+
+    def _reading(self, B: int, T: int) -> list[Call]:
+        last = self._dims["L"] - 1
+        steps = _unrolled(gpt2.HEAD, gpt2.READ, (), last) + [(step, last) for step in gpt2.READ_LAST]
+        return self._program(steps, "prompt", gpt2.READ_ACTS, self._shape(B, T))[0]
 
     def _bind_prompt(self, first: int, B: int, T: int) -> tuple[list[Call], Section, dict]:
-        steps = _unrolled(gpt2.HEAD, gpt2.READ, (), self._dims["L"])
-        calls, _ = self._program(steps, "prompt", gpt2.READ_ACTS, self._shape(B, T))
+        calls = self._reading(B, T)
         layout = self._prompt_layout(B, T)
         acts = Section("prompt", self.sections["prompt"].floats[: layout.floats], layout)
         sections = {**self.sections, "prompt": acts, "kv": _Rows(self.sections["kv"], first, first + B)}
@@ -145,6 +147,7 @@ class Cache:
         if rows not in self._steps:
             self._steps[rows] = self._bind_token(rows)
         self._step, self.token, self._stepped = self._steps[rows]
+        self._finish = self._step[-len((*gpt2.TOKEN[1:], *gpt2.TOKEN_TAIL)) :]  # from the attention of the last block on
 
     def _bind_token(self, rows: int) -> tuple[list[Call], Section, dict]:
         dims = {**self._dims, "B": rows}
@@ -159,9 +162,10 @@ class Cache:
         self.token["tokens"][:], self.token["positions"][:] = tokens, positions
         self.model.run(self._step, self._stepped)
 
-    def head(self) -> None:
-        """The logits of what is in the residual stream of a step."""
-        self.model.run(self._step[-1:], self._stepped)
+    def finish(self, qkv: np.ndarray, stream: np.ndarray, positions: np.ndarray) -> None:
+        """The logits of each row in use from what `read` returned at its last position: what the last block does there, and the head."""
+        self.token["qkv"][:], self.token["stream"][:], self.token["positions"][:] = qkv, stream, positions
+        self.model.run(self._finish, self._stepped)
 
     def select(self, sources: np.ndarray, length: int) -> None:
         """Row r gets a copy of the first `length` positions of row sources[r]."""

@@ -135,8 +135,10 @@ class Decoder:
             )
 
     def _read(self, rows: np.ndarray) -> None:
-        """Reads the ids of some rows into the cache, neighbours together, and makes their logits anew."""
-        seen = self.lengths - self._first
+        """Reads the ids of some rows into the cache, neighbours together, and makes their logits anew; those of others stay."""
+        seen, token = self.lengths - self._first, self._cache.token
+        others = np.setdiff1d(np.arange(len(seen)), rows)
+        qkv, stream, logits = token["qkv"].copy(), token["stream"].copy(), token["logits"][others]
         while len(rows):
             count = 1
             while (
@@ -149,6 +151,8 @@ class Decoder:
             tokens = np.zeros((count, seen[some].max()), np.int32)
             for tokens_of, row in zip(tokens, some):
                 tokens_of[: seen[row]] = self._ids[row, : seen[row]]
-            stream = self._cache.read(int(some[0]), tokens)
-            self._cache.token["stream"][some] = stream[np.arange(count), seen[some] - 1]
-        self._cache.head()
+            last = np.arange(count), seen[some] - 1
+            for ours, whole in zip((qkv, stream), self._cache.read(int(some[0]), tokens)):
+                ours[some] = whole[last]
+        self._cache.finish(qkv, stream, seen - 1)
+        token["logits"][others] = logits
