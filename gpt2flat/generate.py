@@ -4,6 +4,8 @@ import argparse
 import contextlib
 import os
 import sys
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 
 from .command import MODEL_HELP, Parser, StopSignal, number, open_model, run
@@ -93,6 +95,7 @@ def parser() -> Parser:
     g.add_argument(
         "--precision", choices=PRECISIONS, default="fp32", help="bf16: products of the prompt round their inputs (fp32)"
     )
+    g.add_argument("-v", "--verbose", action="store_true", help="tell on standard error how fast it was")
     threads = "at most; default: physical cores, or OMP_NUM_THREADS"
     g.add_argument("--threads", type=number("--threads", int, 1, MAX_THREADS), help=threads)
     return p
@@ -116,17 +119,19 @@ def read_flags(argv: list[str]) -> argparse.Namespace:
         refuse("--greedy", ("temperature",), "it is temperature 0")
         args.temperature = 0.0
     if args.interactive:
-        refuse("--interactive", ("prompt", "file", "jsonl", "num_samples", "batch", "json"), "prompts are typed there")
+        refuse(
+            "--interactive",
+            ("prompt", "file", "jsonl", "num_samples", "batch", "json", "verbose"),
+            "prompts are typed there",
+        )
     if args.file:
         refuse("--file", ("prompt",), "give one of them")
     elif args.jsonl:
         raise UsageError("--jsonl tells how --file is to be read: give it too")
     if args.history and not args.interactive:
         raise UsageError("--history is that of --interactive")
-    args.batch, args.length_penalty = (
-        args.batch or stream.BATCH,
-        1.0 if args.length_penalty is None else args.length_penalty,
-    )
+    args.batch = args.batch or stream.BATCH
+    args.length_penalty = 1.0 if args.length_penalty is None else args.length_penalty
     return args
 
 
@@ -154,26 +159,49 @@ def body(argv: list[str]) -> int | None:
 
 def write(args, model, tokenizer: Tokenizer | None, prompts: list[str]) -> None:
     """Prints the prompts and what follows them, or JSON."""
+    began = time.perf_counter()
     ids = [prompt_ids(prompt, tokenizer) for prompt in prompts]
     texts, eot = Texts(tokenizer, tuple(args.stop or ())), tokenizer.eot if tokenizer else None
     sampling, each = sampling_of(args), args.n_best or args.num_samples or 1
+    rows = args.beams or min(args.batch, len(ids) * each)
+    decoder = stream.make_decoder(model, ids, args.max_tokens, rows, args.weights)
     if args.beams:
         stops = () if eot is None else (eot,)
-        found = beams.stream(
-            model, ids, args.max_tokens, args.beams, each, args.length_penalty, stops, sampling, args.weights
-        )
-        tokens = texts.follow(found)
+        tokens = texts.follow(beams.stream(model, ids, args.max_tokens, args.beams, each, args.length_penalty, stops, sampling,
+                                           decoder=decoder))  # fmt: skip
     else:
-        tokens = stream.stream(
-            model, ids, args.max_tokens, sampling, each, args.seed, texts.ends, args.batch, args.weights, args.json
-        )
+        tokens = stream.stream(model, ids, args.max_tokens, sampling, each, args.seed, texts.ends, args.batch, log_probs=args.json,
+                               decoder=decoder)  # fmt: skip
     # as the model saw them: without lone surrogates
     seen = [tokenizer.decode(row) if prompt else "" for prompt, row in zip(prompts, ids, strict=True)]
     seen = [prompt for prompt in seen for _ in range(each)]
+    tokens, times = timed(tokens)
     parts = show.as_json(tokens, texts, seen, eot) if args.json else show.as_text(tokens, texts, seen)
     out = writer()
     for text in show.in_order(parts):
         out(text)
+    if args.verbose:
+        print(told(began, times, sum(map(len, ids)), decoder), file=sys.stderr)
+
+
+def timed(tokens: Iterable) -> tuple[Iterator, list[float]]:
+    """The same tokens, and when each of them was there."""
+    times = []
+
+    def note():
+        for token in tokens:
+            times.append(time.perf_counter())
+            yield token
+
+    return note(), times
+
+
+def told(began: float, times: list[float], known: int, decoder) -> str:
+    """How fast it was, and what packing the weights has cost."""
+    first, rest = times[0] - began, times[-1] - times[0]
+    rate = f", then {(len(times) - 1) / rest:.1f} tokens/s" if rest else ""
+    off = f"; {decoder.weights} weights are {100 * decoder.error['all']:.2g}% off" if decoder.error else ""
+    return f"{known} tokens of prompts, {len(times)} written: the first after {first:.2f} s{rate}{off}"
 
 
 def writer():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -104,7 +105,7 @@ def test_a_file_without_a_tokenizer_gives_ids(here, capsys):
 def says(monkeypatch, *sequences: list[int]) -> None:
     """From here on models write these ids, the sequences in turn."""
 
-    def tokens(*args):
+    def tokens(*args, **options):
         ends, ended = args[6], set()
         for step in range(max(map(len, sequences))):
             for i, ids in enumerate(sequences):
@@ -228,6 +229,18 @@ def test_greedy_is_temperature_0(run, capsys):
         assert main([run, "-n", "9", *flags]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    "flags", [["--weights", "int8"], ["--beams", "2"], ["--batch", "2", "--num-samples", "3"]], ids=str
+)
+def test_verbose_tells_how_fast_it_was(run, capsys, flags):
+    assert main([run, "-p", "abc", "-n", "5", "-v", *flags]) == 0
+    told = capsys.readouterr().err
+    assert re.fullmatch(
+        r"3 tokens of prompts, \d+ written: the first after [\d.]+ s, then [\d.]+ tokens/s(; int8 .*)?\n", told
+    )
+    assert ("int8 weights are 0." in told) == ("int8" in flags)
 
 
 HOSTILE = {

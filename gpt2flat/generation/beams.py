@@ -8,7 +8,7 @@ import numpy as np
 from ..errors import UsageError, require_number
 from .decoder import Decoder
 from .sampling import USUAL, Sampling, log_softmax
-from .stream import END, LENGTH, STOP, Token, capacity, check_counts, check_prompts
+from .stream import END, LENGTH, STOP, Token, check_counts, check_prompts, make_decoder
 
 MOST = 1 << 10  # beams
 
@@ -26,21 +26,23 @@ class Beam:
 
 
 def stream(model, prompts: Sequence, max_new_tokens: int, beams: int, n_best: int = 1, length_penalty: float = 1.0,
-           stops: Collection[int] = (), sampling: Sampling = USUAL, weights: str = "fp32") -> Iterator[Token]:  # fmt: skip
+           stops: Collection[int] = (), sampling: Sampling = USUAL, weights: str = "fp32",
+           decoder: Decoder | None = None) -> Iterator[Token]:  # fmt: skip
     """The ids of the n_best best of `beams` beams for each prompt, the best first: sequence i is the i % n_best-th of prompt
-    i // n_best (there may be fewer). Only the repetition penalty of `sampling` counts. Raises KernelArgError, DataError, UsageError."""
+    i // n_best (there may be fewer). Only the repetition penalty of `sampling` counts. decoder: one of at least `beams` rows to use
+    again. Raises KernelArgError, DataError, UsageError."""
     rows = check_prompts(model, prompts)
     check_counts(max_new_tokens=(max_new_tokens, 0, END), beams=(beams, 1, MOST + 1), n_best=(n_best, 1, MOST + 1))
     require_number("length_penalty", length_penalty, -1e3, 1e3)
     if n_best > beams:
         raise UsageError(f"the {n_best} best of {beams} beams: expected no more than there are")
-    return _tokens(model, rows, max_new_tokens, beams, n_best, length_penalty, stops, sampling, weights)
+    return _tokens(model, rows, max_new_tokens, beams, n_best, length_penalty, stops, sampling, weights, decoder)
 
 
-def _tokens(model, prompts, n, beams, n_best, length_penalty, stops, sampling, weights) -> Iterator[Token]:
+def _tokens(model, prompts, n, beams, n_best, length_penalty, stops, sampling, weights, decoder) -> Iterator[Token]:
     if not prompts or not n:
         return
-    decoder = Decoder(model, beams, capacity(model, prompts, n), weights)
+    decoder = decoder or make_decoder(model, prompts, n, beams, weights)
     for p, prompt in enumerate(prompts):
         for k, beam in enumerate(search(decoder, prompt, n, beams, length_penalty, stops, sampling)[:n_best]):
             *first, last = zip(beam.ids, beam.log_probs, strict=True)

@@ -64,16 +64,16 @@ def check_counts(**counts: tuple[int, int, int]) -> None:
         require_number(name, value, least, end, whole=True)
 
 
-def capacity(model, prompts: list[np.ndarray], max_new_tokens: int) -> int:
-    """Ids that a decoder has to keep for these prompts."""
-    return min(model.config.block_size, max(map(len, prompts)) + max_new_tokens)
+def make_decoder(model, prompts: Sequence, max_new_tokens: int, rows: int, weights: str) -> Decoder:
+    """One for `rows` of these prompts at once, and no more memory than they need. Raises CapacityError, UsageError."""
+    return Decoder(model, rows, min(model.config.block_size, max(map(len, prompts)) + max_new_tokens), weights)
 
 
 def _batches(model, prompts, n, sampling, samples, seed, ends, batch, weights, log_probs, decoder) -> Iterator[Token]:
     count = len(prompts) * samples
     if not count or not n:
         return
-    decoder = decoder or Decoder(model, min(batch, count), capacity(model, prompts, n), weights)
+    decoder = decoder or make_decoder(model, prompts, n, min(batch, count), weights)
     batch = min(batch, decoder.rows)
     for first in range(0, count, batch):
         of_prompt = [i // samples for i in range(first, min(first + batch, count))]
