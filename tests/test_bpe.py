@@ -1,5 +1,6 @@
 """Byte-pair encoding: the ids are tiktoken's, however text is cut, whatever it holds, and whichever encoder serves."""
 
+import random
 import time
 
 import numpy as np
@@ -58,6 +59,15 @@ def test_text_can_be_cut_without_a_trace(monkeypatch):
         ids = [id for part in parts for id in THEIRS.encode_ordinary(part)]
         assert ids == THEIRS.encode_ordinary(text) == GPT2.encode(text).tolist()
         assert list(bpe.cut(in_pieces(text, rng))) == parts
+
+
+@pytest.mark.parametrize("size", range(12, 20))
+def test_no_cut_in_white_space(monkeypatch, size):
+    monkeypatch.setattr(bpe, "CUT", size)
+    rng = random.Random(size)
+    text = "".join(rng.choice(["a", "don't", "it's", "12", "!?", "é"]) + " " * rng.randrange(5) + "\n" * rng.randrange(3) for _ in range(500))
+    parts = list(bpe.cut([text]))
+    assert [id for part in parts for id in THEIRS.encode_ordinary(part)] == THEIRS.encode_ordinary(text) and len(parts) > 50
 
 
 def test_a_word_that_is_too_long_is_cut_behind_each_so_many_characters(monkeypatch):
