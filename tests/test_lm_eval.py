@@ -217,7 +217,7 @@ def test_the_command_line_of_the_harness(folder):
     "words, code, says",
     [
         pytest.param(
-            "m.bin --tasks nosuchtask --task-folder tasks",
+            "m.bin --tasks nosuchtask",
             2,
             "--tasks nosuchtask: the harness has no such task",
             marks=pytest.mark.full,
