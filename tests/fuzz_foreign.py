@@ -159,7 +159,7 @@ FOREIGN = {
         functions=("safetensors.read_tensors", "safetensors._offsets", "safetensors._tensor", "tensors.Weights.fill",
                    "tensors.Weights._refuse", "tensors.Weights._refuse_shape", "strict_json.parse_object"),
         share=9, start=0, spots=(*range(8), *range(9, 700, 3)), units=DIGITS, file=WHOLE, beside=beside(FOLDER, WHOLE),
-        hostile=tuple(safetensors_faults()),
+        hostile=(*safetensors_faults(), *[(2).to_bytes(8, "little") + b"[]"] * 12),
     ),
     "config.json": dict(
         read=in_folder, fits=is_config, seeds=(FOLDER["config.json"], *[with_room(FOLDER["config.json"].replace(b'"gelu_new"', b'"gelu_fast"'))] * 20),

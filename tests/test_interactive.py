@@ -199,7 +199,10 @@ def test_at_a_terminal(terminal, tmp_path):
     assert "/temperature 1.0" in terminal.until(r"1\.0\r\n[\s\S]*> ")
     terminal.type("\x1b[A\n")  # the line before once more
     assert "/temperature 1.0" in terminal.until(r"1\.0\r\n[\s\S]*> ")
-    terminal.type("half a line\x03")  # Ctrl-C takes it back
+    terminal.type("half a line")
+    terminal.until("half a line")
+    time.sleep(0.2)  # until the line editor waits: an interrupt right before is only seen at the next key
+    terminal.type("\x03")  # takes it back
     terminal.until(r"\r\n[\s\S]*> ")
     terminal.type("x\n")
     answer = terminal.until(r"x\r\n[\s\S]*> ")

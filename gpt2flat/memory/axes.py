@@ -23,6 +23,8 @@ def _parse(expression: str) -> ast.expr:
 
 def size(expression: str, dims: dict[str, int]) -> int:
     """The value of one axis. Raises KernelArgError for an unknown dim and ValueError for anything but names, +, -, *."""
+    if expression.isdecimal():
+        return int(expression)
     return _value(_parse(expression), expression, dims)
 
 
