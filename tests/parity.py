@@ -21,7 +21,7 @@ SAVED = {
     "base": ((53, 12, 2, 1, 8), "base", "float32", {}),  # without its head: names without their prefix
     "upcast": ((53, 12, 2, 2, 8), "model", "float32",
                {"config": {"reorder_and_upcast_attn": True, "attn_implementation": "eager"}}),
-    "untied": ((53, 12, 1, 2, 8), "model", "float32", {"config": {"activation_function": "gelu_pytorch_tanh"}}),
+    "PyTorch's gelu": ((53, 12, 1, 2, 8), "model", "float32", {"config": {"activation_function": "gelu_pytorch_tanh"}}),
     "nano.pt": ((65, 32, 3, 4, 28), "nanogpt", "float32", {}),
     "bare.pt": ((65, 16, 2, 2, 18), "nanogpt bare", "float32", {"prefix": "_orig_mod."}),
     "half.pt": ((65, 16, 2, 2, 18), "nanogpt", "bfloat16", {}),

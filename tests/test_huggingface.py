@@ -1,6 +1,7 @@
 """Folders of Hugging Face's: every layout that is read, and one line for each way in which a folder can be wrong."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -179,7 +180,10 @@ def test_a_run_starts_from_a_folder_and_goes_on(tmp_path, monkeypatch, capsys):
     flags = ["--init", "m.v1", "--train-data", "t_train.bin", "--threads", "1", "--batch-size", "2"]
     assert train([*flags, "--steps", "2"]) == 0
     assert "m.v1: 2 layers" in capsys.readouterr().out
-    assert train(["--resume", "--steps", "4", "--threads", "1"]) == 0  # also when the folder is gone
     assert train([*flags, "--steps", "4", "--out", "whole"]) == 0
+    shutil.rmtree("m.v1")
+    assert train(["--resume", "runs/m.v1-t-001", "--steps", "4", "--threads", "1"]) == 0
+    assert train(["--init", "whole", *flags[2:], "--steps", "1", "--out", "more"]) == 0  # from its newest checkpoint
+    assert "step_00000004" in (tmp_path / "more/config.toml").read_text()
     last = "checkpoints/step_00000004/model.bin"
     assert (tmp_path / f"runs/m.v1-t-001/{last}").read_bytes() == (tmp_path / f"whole/{last}").read_bytes()

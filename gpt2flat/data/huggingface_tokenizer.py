@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import CheckpointError, FormatError
 from ..formats.files import RegularFile
 from ..formats.llmc import MAX_VOCAB
-from ..formats.strict_json import is_whole, read_object, told
+from ..formats.strict_json import read_object, told
 from .tokenizer import BYTES, END_OF_TEXT, Tokenizer
 
 JSON, VOCAB, MERGES, SETTINGS, CONFIG = (
@@ -96,10 +96,10 @@ def _object(path: Path, what: str, value) -> dict:
 
 def _tokenizer(path: Path, vocab: dict, merges, added: dict[str, int], vocab_size: int) -> Tokenizer:
     ids = vocab | added
-    count = max(len(set(vocab) | set(added)), 1)
+    count = len(ids)
     if count > min(vocab_size, MAX_VOCAB):
         raise _Other(f"has {count} tokens, the model {vocab_size}")
-    if sorted(i if is_whole(i, 0, count) else -1 for i in ids.values()) != list(range(count)):
+    if {*map(type, ids.values())} != {int} or sorted(ids.values()) != list(range(count)):
         raise FormatError(f"{path}: its {count} tokens have other ids than 0 to {count - 1}, each once")
     tokens = [b""] * count
     for text, token in ids.items():
@@ -141,12 +141,14 @@ def _check_merges(path: Path, merges, ids: dict[str, int], added: dict[str, int]
         raise FormatError(f"{path}: its merges are {told(merges)}, expected a list")
     before = -1
     for merge in merges:
-        pair = merge.split(" ") if isinstance(merge, str) else merge
-        if not (
-            isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) and part in ids for part in pair)
-        ):
+        try:
+            first, second = merge.split(" ") if isinstance(merge, str) else merge
+            known = first in ids and second in ids
+        except (TypeError, ValueError):
+            known = False
+        if not known:
             raise FormatError(f"{path}: found the merge {told(merge)}, expected two of its tokens")
-        token = ids.get(pair[0] + pair[1])
+        token = ids.get(first + second)
         if token is None:
             raise FormatError(f"{path}: the merge {told(merge)} makes no token of the vocabulary")
         if token <= before:

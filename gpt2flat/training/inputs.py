@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..arch.gpt2 import GPT2Config
+from ..arch.gpt2 import PRESETS, GPT2Config
 from ..data import corpus, huggingface_tokenizer
 from ..data.tokenizer import Tokenizer, make_tokenizer
 from ..data.tokens import ArrayShard, Shard, check_ids, find_datasets, find_shards
 from ..errors import DataError, UsageError
 from ..formats import hub, llmc
 from ..model import find_shape
+from .run import find_checkpoint
 from .settings import SHAPE, flag_of
 
 DEFAULT_CHECKPOINT, DEFAULT_PRESET = "gpt2_124M.bin", "tiny"
@@ -61,6 +62,8 @@ def find_start(init: str | None, tokenizer: str | None, folders: list[Path]) -> 
     if init is None:
         found = [folder / DEFAULT_CHECKPOINT for folder in folders if (folder / DEFAULT_CHECKPOINT).is_file()]
         init = str(found[0]) if found and tokenizer in (None, "gpt2") else DEFAULT_PRESET
+    if Path(init).is_dir() and init not in PRESETS:
+        init = str(find_checkpoint(init))  # of a run, say
     config, path = find_shape(init)
     asked = str(path) if path and not hub.repository(init) else init
     return Start(hub.plain_name(path) if path else init, path, config, asked)

@@ -125,7 +125,7 @@ S = Setting
 SETTINGS = {s.name: s for s in (
     #  name              letter kind  checkpoint  scratch
     S("init",              "e", str,   None,       None,
-      "weights: a .bin checkpoint, a Hugging Face folder, nanoGPT's ckpt.pt, hf:gpt2 or OWNER/NAME for a model of the Hub; or a "
+      "weights: a .bin checkpoint, a run, a Hugging Face folder, nanoGPT's ckpt.pt, hf:gpt2 or OWNER/NAME for a model of the Hub; or a "
       "shape to start from scratch: tiny, d12, gpt2 (its shape only), gpt2:d24, gpt3:c768 ...; default data/gpt2_124M.bin if it is "
       "there, else tiny"),
     S("n_layer",           "",  int,   None,       None,     "layers", low=1),
