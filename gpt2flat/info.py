@@ -7,9 +7,12 @@ from .arch import gpt2
 from .command import Parser, number, run
 from .data.tokenizer import escape_controls
 from .errors import CheckpointError, UsageError, reason
+from .generation.cache import WEIGHTS, Cache
+from .generation.decoder import MAX_ROWS
 from .inspection import files, machine
 from .inspection.listing import as_code, listing
 from .inspection.runs import describe_run
+from .memory.arena import STATE
 from .memory.picture import as_svg, as_text
 from .model import Model, find_shape
 from .training.screen import describe
@@ -43,6 +46,9 @@ def parser() -> Parser:
                    help=f"0 to {gpt2.RECOMPUTE}: what backward computes again instead of keeping it")  # fmt: skip
     p.add_argument("--fused", type=number("--fused", int, 0, 1), default=1, metavar="0|1",
                    help="1: GELU and residuals within matrix products, the default; 0: apart")  # fmt: skip
+    p.add_argument("--generate", type=number("--generate", int, 1, MAX_ROWS), metavar="ROWS",
+                   help="with the memory in which so many sequences at once are generated")  # fmt: skip
+    p.add_argument("--weights", choices=WEIGHTS, default="fp32", help="of --generate: how a step keeps the matrices (fp32)")
     p.add_argument("--program", action="store_true", help="print every call with shapes, flops and bytes")
     p.add_argument(
         "--as-code", action="store_true", help="print the program as straight-line Python, one kernel call a line"
@@ -87,6 +93,9 @@ def about_model(args) -> None:
     B, T = args.batch_size, args.seq_len or min(64, model.config.block_size)
     program = model.program(B, T)
     layouts = model.layouts(program)
+    if args.generate:
+        made = Cache(model, args.generate, model.config.block_size, args.weights).layouts
+        layouts = {name: layouts[name] for name in layouts if name in STATE} | {n: l for n, l in made.items() if l.floats} | layouts
     title = describe(model, name, B, T)
     if args.as_code:
         print(as_code(program))

@@ -215,3 +215,15 @@ def test_a_machine_that_tells_little(ask, tmp_path, monkeypatch):
     told = ask("--machine")
     assert told["exit"] == 0 and told["kernels"] == "none: no kernels here" and "package absent" in told["packages"]
     assert "instruction sets unknown" in told["cpu"] and "huge pages: unknown" in told["memory"]
+
+
+def test_the_map_with_generation_has_its_sections_between_v_and_scratch(tmp_path, capsys):
+    picture = tmp_path / "map.svg"
+    assert info(["tiny", "-b", "2", "-t", "8", "--generate", "3", "--weights", "int8", "--map", str(picture)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    sections = [line[0] for line in lines if len(line) == 4 and line[-1].endswith("%") and line[0] != "all"]
+    assert sections == ["params", "grads", "m", "v", "kv", "packed", "token", "prompt", "scratch", "dacts", "acts"]
+    keys = next(line for line in lines if line[0] == "keys")
+    assert " ".join(keys[1:-3]) == "L x (B, KVH, S, HS) 4 x 3 x 4 x 64 x 32" and ">kv<" in picture.read_text()
+    assert info(["tiny", "--generate", "3"]) == 0 and "packed" not in capsys.readouterr().out
+    assert info(["tiny", "--generate", "0"]) == 2

@@ -104,7 +104,8 @@ class Cache:
         )  # prompts are read with the parameters themselves
         layouts = {"packed": packed, "params": self._params, "kv": kv, section: Layout.plan(rows, dims, ALIGN)}
         calls = Binder(steps, layouts, dims).forward_calls()
-        return calls, max(self.model.kernels.scratch(call.op, call.numbers) for call in calls)
+        taking = [call for call in calls if any(arg.role == "scratch" for arg in call.kernel.args)]
+        return calls, max((self.model.kernels.scratch(call.op, call.numbers) for call in taking), default=0)
 
     def _bind(self, calls: list[Call], sections: dict, acts: Section) -> list[Call]:
         bind(calls, {**sections, "scratch": acts}, self.model.kernels)
