@@ -8,6 +8,8 @@ import pytest
 
 import harness
 from gpt2flat import kernels
+from gpt2flat.generation.packed import pack_rows, unpack_rows
+from gpt2flat.kernels.packing import packed_floats
 
 N, C, OC = 77, 49, 35  # no multiple of a block or a vector
 BY_ISA = pytest.mark.parametrize("native", harness.backends(), ids=lambda native: native.isa)
@@ -169,3 +171,44 @@ def test_the_norm_adds_trees_of_4096_in_double(native):
         blocks = [np.add.accumulate(sums[i : i + 16])[-1] for i in range(0, sums.size, 16)]
         want = np.float32(np.sqrt(np.add.accumulate(blocks)[-1]))
         same(run(native, "grad_norm", {"norm": np.empty(1, np.float32)}, grads=grads), norm=want[None])
+
+
+@BY_ISA
+@pytest.mark.parametrize("K", [C, 800, 785], ids=lambda K: f"C{K}")  # a row of a chunk and of two, in whole blocks and not
+def test_the_products_of_a_step_are_trees_with_the_bias_behind(native, K):
+    """Alone and beside other rows, packed or not: the tree of 16 lanes."""
+    inp, weight, bias = draw(7, K), draw(OC, K), draw(OC)
+    want = np.stack([tree16(row * weight) for row in inp]) + bias
+    added = draw(7, OC, seed=1)
+    for B in (1, 2, 7):
+        more = dict(inp=inp[:B].copy(), weight=weight, bias=bias)
+        got = run(native, "decode_linear", {"out": np.empty((B, OC), np.float32)}, **more)
+        same(got, out=want[:B])
+        got = run(native, "decode_linear", {"out": np.empty((B, OC), np.float32)}, added=added[:B].copy(), **more)
+        same(got, out=added[:B] + want[:B])
+    for pack in (1, 2):
+        packed = np.empty((OC, packed_floats(K, pack)), np.float32)
+        pack_rows(packed, weight, pack)
+        meant = unpack_rows(packed, K, pack)
+        for B in (1, 7):
+            outs = [np.empty((B, OC), np.float32) for _ in range(2)]
+            run(native, "decode_linear", {"out": outs[0]}, inp=inp[:B].copy(), weight=packed, PACK=pack)
+            run(native, "decode_linear", {"out": outs[1]}, inp=inp[:B].copy(), weight=meant)
+            harness.assert_same_bits(f"PACK {pack}", {"out": outs[0]}, {"out": outs[1]})
+
+
+@pytest.mark.parametrize("native", harness.natives(), ids=lambda native: native.isa)
+def test_attention_of_a_step_has_the_bits_of_a_row_of_attention(native):
+    B, T, KVH, group, HS = 2, 437, 2, 2, 72
+    NH, S, width = KVH * group, 448, (KVH * group + 2 * KVH) * HS
+    inp = np.random.default_rng(3).standard_normal((B * T, width)).astype(np.float32)
+    knobs = dict(p_drop=np.zeros(1, np.float32), key_drop=np.zeros(1, np.int32), KVH=KVH, HS=HS)
+    whole = run(native, "attention_forward", dict(out=np.empty((B * T, NH * HS), np.float32), lse=np.empty((B, NH, T), np.float32)),
+                inp=inp, **knobs)["out"].reshape(B, T, -1)  # fmt: skip
+    keys, values = (np.zeros((B, KVH, S, HS), np.float32) for _ in range(2))
+    heads = inp.reshape(B, T, width)
+    run(native, "decode_cache", dict(keys=keys, values=values), inp=heads[:, :17].reshape(-1, width).copy(), T=17, NH=NH)
+    for t in range(17, T):
+        out, now = np.empty((B, NH * HS), np.float32), heads[:, t].copy()
+        run(native, "decode_attention", dict(out=out, keys=keys, values=values), inp=now, positions=np.full(B, t, np.int32), NH=NH)
+        same({"out": out}, out=whole[:, t])
