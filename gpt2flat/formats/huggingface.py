@@ -31,7 +31,10 @@ OTHERS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "f
 
 def is_folder(path) -> bool:
     """Whether a path is a folder that holds, or was meant to hold, a model of Hugging Face's."""
-    return Path(path).is_dir() and any((Path(path) / name).exists() for name in (CONFIG, WHOLE, INDEX, *OTHERS))
+    try:
+        return Path(path).is_dir() and any((Path(path) / name).exists() for name in (CONFIG, WHOLE, INDEX, *OTHERS))
+    except (TypeError, ValueError, OSError):
+        return False  # no path that could be: who opens it as a file says so
 
 
 def open_folder(path, layout) -> Weights:
