@@ -279,6 +279,10 @@ def test_what_is_there_is_not_overwritten(here, capsys, monkeypatch):
     before = contents("data")
     assert main(["t.txt"]) == 2
     refused(capsys, 2, "data/t/t.json is there already: --force")
+    Path("t.txt").write_bytes(STORY.encode() + b"\xff")
+    assert main(["t.txt", "--force"]) == 4  # what was there stays until there is something in its place
+    refused(capsys, 4, "expected UTF-8")
+    assert contents("data").items() >= before.items()
     Path("t.txt").write_text(STORY * 20)
     assert main(["t.txt", "--force", "--tokenizer", "byte", "--shard-size", "200"]) == 0
     assert not Path("data/t/t_train.bin").exists() and Path("data/t/t_train_000001.bin").exists()

@@ -50,15 +50,13 @@ def prepare(order: Order, watch: Watch = lambda stage, tally: None) -> dict:
 
     Raises UsageError, DataError, FormatError, CheckpointError; what was encoded stays for the next attempt."""
     report, work = order.folder / f"{order.name}.json", order.folder / f".{order.name}.work"
-    there = [path for path in (report, *shards.files_of(order.folder, order.name)) if path.exists()]
+    there = _files(order)
     if there and not order.anew and not work.exists():
         raise UsageError(f"{there[0]} is there already: --force prepares it anew, --name gives another name")
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise CheckpointError(f"{work}: cannot be made: {reason(problem)}") from None
-    for path in there:
-        path.unlink()
     sides = [(order.sources, "train"), *([(order.val_sources, "val")] if order.val_sources else [])]
     if order.tokenizer not in ("gpt2", "byte"):
         sides = [([_kept(source, work) for source in sources], side) for sources, side in sides]
@@ -71,6 +69,12 @@ def prepare(order: Order, watch: Watch = lambda stage, tally: None) -> dict:
     write_atomically(report, (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape"))
     shutil.rmtree(work, ignore_errors=True)
     return told
+
+
+def _files(order: Order) -> list[Path]:
+    """What there is of the data set, its report first."""
+    files = (order.folder / f"{order.name}.json", *shards.files_of(order.folder, order.name))
+    return [path for path in files if path.exists()]
 
 
 def _documents(order: Order, sources: list[Source], tally: Tally) -> Iterator[Document]:
@@ -141,6 +145,8 @@ def _write(order: Order, tokenizer: Tokenizer, spools: list[Spool], tally: Tally
         raise DataError(f"{name}: nothing is left to train on: all {sides[1].tokens:,} tokens are for validation")
     sizes = [shards.shard_sizes(part.tokens, order.shard_size) for part in sides]
     files, told = shards.names(name, *map(len, sizes)), {}
+    for path in _files(order):  # not before there is something in its place
+        path.unlink()
     for side in (0, 1):
         watch("writing", tally)
         if side:
