@@ -13,7 +13,7 @@ from pathlib import Path
 from .command import Parser, data_folders, number, run
 from .data.documents import HUB, STDIN, Reading, Tally, find_sources
 from .data.prepared import Order, prepare
-from .data.sets import KNOWN, locate, surprise
+from .data.sets import KNOWN, locate, surprise, write_questions
 from .data.shards import SHARD, Split
 from .data.tokenizer import check_tokenizer
 from .errors import UsageError
@@ -95,14 +95,7 @@ def order_of(args) -> Order:
 def order_of_set(args, progress) -> Order:
     """What a known set asks for; flags say how it is encoded and stored. Raises UsageError, DataError, CheckpointError."""
     known = KNOWN[args.inputs[0]]
-    wrong = [flag for flag in TEXT_FLAGS if getattr(args, flag) != parser().get_default(flag)]
-    if wrong or len(args.inputs) > 1:
-        what = f"--{wrong[0].replace('_', '-')}" if wrong else args.inputs[1]
-        raise UsageError(
-            f"{what} does not go with {known.name}, a known set: give its text as a file to have it another way"
-        )
-    folder = _folder(args, args.name or known.stem)
-    path = locate(known, args.origin, folder / "download", lambda got: progress("fetching", Tally(read=got)))
+    path = locate_set(args, progress)
     sources, val_sources = known.open(known.hub if path is None else path)
     order = Order(
         known.stem,
@@ -115,6 +108,31 @@ def order_of_set(args, progress) -> Order:
         about=known.facts(),
     )
     return _settled(args, order if args.max_documents is None else replace(order, split=None))
+
+
+def locate_set(args, progress) -> Path | None:
+    """The file of a known set, fetched if need be. Raises UsageError for flags that do not go with it."""
+    known = KNOWN[args.inputs[0]]
+    wrong = [flag for flag in TEXT_FLAGS if getattr(args, flag) != parser().get_default(flag)]
+    if wrong or len(args.inputs) > 1:
+        what = f"--{wrong[0].replace('_', '-')}" if wrong else args.inputs[1]
+        raise UsageError(
+            f"{what} does not go with {known.name}, a known set: give its text as a file to have it another way"
+        )
+    folder = _folder(args, args.name or known.stem)
+    return locate(known, args.origin, folder / "download", lambda got: progress("fetching", Tally(read=got)))
+
+
+def prepare_questions(args, progress) -> None:
+    known = KNOWN[args.inputs[0]]
+    if args.tokenizer not in (None, "gpt2"):
+        raise UsageError(
+            f"--tokenizer {args.tokenizer}: {known.name} is made for GPT-2's vocabulary; evaluate takes the JSON lines for others"
+        )
+    out, count = write_questions(locate_set(args, progress), _folder(args, args.name or known.stem))
+    expected = known.expected["questions"]
+    say("questions", f"{count:,}{'' if count == expected else f', and the whole set has {expected:,}'}")
+    say("files", str(out))
 
 
 def _settled(args, order: Order) -> Order:
@@ -206,6 +224,8 @@ def body(argv: list[str]) -> None:
         known = KNOWN.get(args.inputs[0]) if args.inputs else None
         if known and args.tokenizer == "char" and f"{known.name}-char" in KNOWN:
             args.inputs[0] = f"{known.name}-char"
+        if known and known.open is None:
+            return prepare_questions(args, progress)
         order = order_of_set(args, progress) if known else order_of(args)
         progress.expect(order)
         report = prepare(order, progress)

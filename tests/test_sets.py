@@ -11,14 +11,16 @@ from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 
+import numpy as np
 import pytest
 from faulty_server import Server, cut, elsewhere, error, hang_up, ignore_range
-from test_prepare import STORY, both, contents, documents, here, ids, refused, report  # noqa: F401 (here is a fixture)
+from test_prepare import STORY, THEIRS, both, contents, documents, here, ids, refused, report  # noqa: F401 (here is a fixture)
 
 from gpt2flat.data import download, sets
 from gpt2flat.data.sets import KNOWN
 from gpt2flat.data.tokenizer import Tokenizer
 from gpt2flat.errors import CheckpointError, DataError
+from gpt2flat.formats.choices import ChoiceFile
 from gpt2flat.prepare import main
 
 DATA = random.Random(1).randbytes(100_000)
@@ -226,6 +228,42 @@ def test_fineweb_edu(here, capsys, monkeypatch):  # noqa: F811
     monkeypatch.setattr(Datasets, "load_dataset", lambda *args, **flags: 1 / 0)
     assert main(["hf:some/where", "--name", "x"]) == 4
     assert "hf:some/where: cannot be read: division by zero: check name" in capsys.readouterr().err
+
+
+def question(i: int) -> dict:
+    return {
+        "ctx": f"{i} men went to mow, ",
+        "endings": [f"went {j} to mow" * (j + 1) for j in range(4)],
+        "label": i % 4,
+        "ind": i,
+    }
+
+
+def test_hellaswag(here, capsys, server):  # noqa: F811
+    """As dev/data/data_common.py writes it, said anew; what evaluate reads."""
+    server.files["hellaswag_val.jsonl"] = b"\n".join(json.dumps(question(i)).encode() for i in range(9))
+    assert main(["hellaswag", "--from", server.address]) == 0
+    assert "9, and the whole set has 10,042" in capsys.readouterr().out
+    stream, longest = [], 0
+    for i in range(9):
+        q, row = question(i), [65535, 0, i, i % 4, 4]
+        for text in (q["ctx"], *(" " + ending for ending in q["endings"])):
+            found = THEIRS.encode_ordinary(text)
+            row += [len(found), *found]
+        row[1] = 2 * len(row)
+        longest = max(longest, row[1])
+        stream += row
+    header = np.zeros(256, "<i4")
+    header[:4] = 20240522, 1, 9, longest
+    path = Path("data/hellaswag/hellaswag_val.bin")
+    assert path.read_bytes() == header.tobytes() + np.array(stream, "<u2").tobytes()
+    with ChoiceFile(path, 1024) as examples:
+        assert [example.label for example in examples] == [i % 4 for i in range(9)]
+    for text, code in (("", 4), ('{"ctx": 1}', 3), (json.dumps(question(0) | {"ctx": "a b " * 20_000}), 4)):
+        Path("bad.jsonl").write_text(text)
+        assert main(["hellaswag", "--from", "bad.jsonl", "--out", "bad"]) == code
+        assert capsys.readouterr().err.count("\n") == 1 and not Path("bad/hellaswag/hellaswag_val.bin").exists()
+    assert main(["hellaswag", "--tokenizer", "byte"]) == 2
 
 
 def test_the_list_tells_of_all(capsys):

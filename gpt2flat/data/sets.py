@@ -15,11 +15,12 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import CheckpointError, DataError, reason
+from ..formats.choices import ChoiceLines, write_choices
 from ..formats.files import RegularFile, write_stream_atomically
 from .documents import PIECE, Counted, Document, Reading, Source, Tally, documents_of, file_source, find_sources
 from .download import fetch
 from .shards import SHARD, Split
-from .tokenizer import valid
+from .tokenizer import Tokenizer, valid
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,15 @@ class File:
 class Known:
     """name: what it is called; stem: what its files are called. It comes from a file, or by the name `hub` from Hugging Face.
 
-    open(file, what --from names, or hub) -> (sources, sources for validation). expected: the tokens that must come out, by side;
-    None: not known."""
+    open(file, what --from names, or hub) -> (sources, sources for validation); None: multiple-choice questions, for evaluate.
+    expected: the tokens that must come out, by side, or the questions; None: not known."""
 
     name: str
     stem: str
     about: str
     licence: str
     file: File | None
-    open: Callable[[Path | str], tuple[list[Source], list[Source]]]
+    open: Callable[[Path | str], tuple[list[Source], list[Source]]] | None
     reading: Reading = Reading()
     split: Split | None = None
     tokenizer: str = "gpt2"
@@ -172,6 +173,8 @@ KNOWN = {known.name: known for known in (
           File("https://huggingface.co/datasets/ggml-org/ci/resolve/main/wikitext-2-raw-v1.zip"), partial(_members, *_WIKI)),
     Known("wikitext-103", "wikitext-103", "103 million words of good Wikipedia articles (arXiv 1609.07843), raw, one document", _WIKI_LICENCE,
           File("https://wikitext.smerity.com/wikitext-103-raw-v1.zip"), partial(_members, *_WIKI)),
+    Known("hellaswag", "hellaswag", "10,042 questions of how a story goes on (arXiv 1905.07830): llm.c's hellaswag_val.bin, for evaluate", "MIT",
+          File("https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"), None, expected={"questions": 10_042}),
     Known("fineweb-edu", "edu_fineweb", "educational web pages, 10 billion tokens (arXiv 2406.17557), as llm.c takes them", "ODC-By 1.0",
           None, _texts, split=Split("first", SHARD), hub="hf:HuggingFaceFW/fineweb-edu:sample-10BT"),
 )}  # fmt: skip
@@ -193,6 +196,19 @@ def locate(known: Known, origin: str | None, folder: Path, watch: Callable[[int]
     url = f"{origin.rstrip('/')}/{known.file.name}" if origin else known.file.url
     fetch(url, folder / known.file.name, known.file.size, known.file.sha256, watch)
     return folder / known.file.name
+
+
+def write_questions(path: Path, folder: Path) -> tuple[Path, int]:
+    """llm.c's multiple-choice file of HellaSwag's JSON lines, with GPT-2's ids, and how many questions it holds.
+
+    Raises DataError, FormatError, CheckpointError."""
+    out = folder / "hellaswag_val.bin"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise CheckpointError(f"{folder}: cannot be made: {reason(problem)}") from None
+    with ChoiceLines(path, 1 << 16, Tokenizer.gpt2().encode) as questions:
+        return out, write_choices(out, questions)
 
 
 def surprise(known: Known, report: dict) -> str:

@@ -4,14 +4,15 @@ and the JSON lines of HellaSwag that it makes them of (arXiv 1905.07830).
 Behind the header examples of uint16: 65535, bytes, index, label, 4, length, context, and 4 times length, completion."""
 
 import json
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import DataError, FormatError
 from . import llmc
-from .files import RegularFile
+from .files import RegularFile, write_atomically
 
 VERSION, START, COMPLETIONS = 1, 65535, 4
 HEAD_WORDS = 6  # start, bytes, index, label, completions, context length
@@ -157,6 +158,35 @@ class ChoiceLines:
 
     def __exit__(self, *exc) -> None:
         pass
+
+
+def write_choices(path, examples: Iterable[Example]) -> int:
+    """Writes examples (ids of any integer type) as a multiple-choice file, and returns their number.
+
+    Raises DataError for none, too many, or one that is too long for the file; CheckpointError if it cannot be written."""
+    rows = []
+    for index, example in enumerate(examples):
+        runs = (example.context, *example.completions)
+        words = [
+            START,
+            0,
+            index,
+            example.label,
+            COMPLETIONS,
+            *(word for run in runs for word in (len(run), *map(int, run))),
+        ]
+        words[1] = 2 * len(words)
+        if index >= START or words[1] > START or len(runs) != 1 + COMPLETIONS or max(words[HEAD_WORDS - 1 :]) >= START:
+            raise DataError(
+                f"{path}: example {index} with {words[1]} bytes and ids up to {max(words[HEAD_WORDS - 1 :])} does not fit "
+                f"into this file: expected fewer than {START} of each, and of examples"
+            )
+        rows.append(np.array(words, llmc.TOKEN_DTYPE))
+    if not rows:
+        raise DataError(f"{path}: no examples, expected at least one")
+    header = [llmc.CHOICES, VERSION, len(rows), max(row.nbytes for row in rows), *[0] * 252]
+    write_atomically(path, struct.pack("<256i", *header), *rows)
+    return len(rows)
 
 
 def _question(where: str, line: bytes) -> tuple[str, list[str], int]:
