@@ -405,7 +405,7 @@ def wrong_files(folder: Path) -> None:
 
 WRONG = """
 -e missing.bin                          | 5 | missing.bin
--e folder                               | 5 | found a directory
+-e folder                               | 5 | holds no checkpoint
 -e short.bin                            | 3 | found
 -e tokens_train.bin                     | 3 | is a token file
 -e noise.bin                            | 3 | noise.bin
