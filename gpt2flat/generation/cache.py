@@ -3,6 +3,7 @@
 It is a part of the model's arena, in front of scratch: kv (keys and values of every row), packed (weights in fewer bits), token (the
 activations of a step) and prompt (those of reading). So training and generation can alternate."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 
@@ -53,9 +54,10 @@ class Cache:
         self.sections = {name: Section(name, floats[name], layout) for name, layout in self.layouts.items()}
         self.sections["params"] = Section("params", self.model.params.floats, self._params)
         self.use(self.rows)
-        for place in self.layouts["packed"]:
-            for out, rows in self._pairs(place):
-                pack_rows(out, rows, self._dims["PACK"])
+        pieces = [pair for place in self.layouts["packed"] for pair in self._pairs(place)]
+        with ThreadPoolExecutor(self.model.threads) as pool:  # NumPy lets go of the interpreter, and new memory takes its time
+            for _ in pool.map(lambda pair: pack_rows(*pair, self._dims["PACK"]), pieces):
+                pass
 
     @property
     def calls(self) -> list[Call]:

@@ -18,13 +18,22 @@ def pack_rows(out: np.ndarray, rows: np.ndarray, pack: int) -> None:
         rows = np.concatenate([rows, np.zeros((n, -C % BLOCK), np.float32)], 1)
     blocks = rows.reshape(n, -1, BLOCK)
     if pack == BF16:
-        bits = bf16.encode(blocks).astype(np.uint32)
-        out.view(np.uint32)[...] = (bits[..., :16] | bits[..., 16:] << 16).reshape(out.shape)
+        halves = out.view(np.uint16).reshape(*blocks.shape[:2], BLOCK // 2, 2)
+        bits = bf16.encode(blocks)
+        halves[..., 0], halves[..., 1] = bits[..., : BLOCK // 2], bits[..., BLOCK // 2 :]
         return
     room = out.reshape(n, -1, WORDS[INT8])
-    room[..., 0] = scale = np.maximum(blocks.max(2), -blocks.min(2)) / np.float32(127)
+    room[..., 0] = scale = _largest(blocks) / np.float32(127)
     by = np.divide(np.float32(1), scale, where=scale > LEAST_SCALE, out=np.zeros_like(scale))
     room[..., 1:].view(np.int8)[...] = np.rint(np.clip(blocks * by[..., None], -127, 127))
+
+
+def _largest(blocks: np.ndarray) -> np.ndarray:
+    """The largest size of each block, by halves: NumPy's max over so short an axis takes three times as long."""
+    sizes = np.abs(blocks)
+    while (half := sizes.shape[-1] // 2):
+        sizes = np.maximum(sizes[..., :half], sizes[..., half:])
+    return sizes[..., 0]
 
 
 def unpack_rows(packed: np.ndarray, C: int, pack: int) -> np.ndarray:
