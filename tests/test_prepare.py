@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from awkward import EOT, awkward, plain
 
-from gpt2flat.data import spool
+from gpt2flat.data import shards, spool
 from gpt2flat.data.documents import split
 from gpt2flat.data.tokenizer import Tokenizer
+from gpt2flat.errors import DataError
 from gpt2flat.formats import llmc
 from gpt2flat.prepare import main
 from gpt2flat.train import main as train
@@ -291,6 +292,18 @@ def test_what_is_there_is_not_overwritten(here, capsys, monkeypatch):
     Path("data/own/own_train.bin").write_bytes(b"mine")
     assert main(["t.txt", "--name", "own"]) == 2
     assert Path("data/own/own_train.bin").read_bytes() == b"mine"
+
+
+def test_what_is_beside_it_belongs_together(here, capsys):
+    Path("t.txt").write_text(STORY)
+    Path("data/t").mkdir(parents=True)
+    Tokenizer.byte().save("data/t/tokenizer.bin")
+    assert main(["t.txt"]) == 2
+    refused(capsys, 2, "data/t/tokenizer.bin is of another vocabulary")
+    assert main(["t.txt", "--tokenizer", "byte"]) == 0
+    with pytest.raises(DataError, match="changed by another"):
+        shards.write(here, ["a.bin"], [5], iter([np.arange(3)]))
+    assert not Path("a.bin").exists()
 
 
 def test_progress_is_for_terminals(here, capsys, monkeypatch):

@@ -264,6 +264,8 @@ def test_hellaswag(here, capsys, server):  # noqa: F811
         assert main(["hellaswag", "--from", "bad.jsonl", "--out", "bad"]) == code
         assert capsys.readouterr().err.count("\n") == 1 and not Path("bad/hellaswag/hellaswag_val.bin").exists()
     assert main(["hellaswag", "--tokenizer", "byte"]) == 2
+    Path("good.jsonl").write_text(json.dumps(question(0)))
+    assert main(["hellaswag", "--from", "good.jsonl", "--out", "good.jsonl"]) == 5
 
 
 def test_the_list_tells_of_all(capsys):
