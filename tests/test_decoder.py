@@ -245,6 +245,20 @@ def test_rows_come_and_go(weights):
     assert np.array_equal(want[0], got[0]) and np.array_equal(want[-1], got[-1])
 
 
+def test_a_beam_that_outgrows_the_block_size_takes_its_ids_along():
+    model, ids = made(), ids_of(2, BLOCK + 3)
+    decoder = Decoder(model, 2)
+    decoder.prefill([ids[0, : BLOCK - 2], ids[1, :5]])
+    decoder.select(np.array([0, 0]))
+    for t in range(BLOCK - 2, BLOCK + 3):
+        got = decoder.step(np.repeat(ids[0, t], 2))
+    got, alone = got.copy(), Decoder(model, 1)
+    alone.prefill([ids[0, : BLOCK + 1]])
+    for t in (BLOCK + 1, BLOCK + 2):
+        want = alone.step(ids[0, t : t + 1])
+    assert np.array_equal(got[0], want[0]) and np.array_equal(got[1], want[0])
+
+
 # --- memory
 
 
@@ -274,8 +288,10 @@ def test_a_decoder_of_the_same_size_moves_nothing():
     before = acts.copy()
     Decoder(model, 2).prefill(list(ids))
     assert np.array_equal(acts, before) and np.shares_memory(acts, model.acts["stream"])
-    Decoder(model, 3)
+    larger = Decoder(model, 3)
     assert model.acts["stream"].shape == acts.shape, "planned again, for the same batch"
+    ours = [section.floats for name, section in larger._cache.sections.items() if name != "params"]
+    assert not any(np.shares_memory(model.scratch.floats, floats) for floats in ours)
 
 
 def test_a_later_decoder_takes_the_memory_of_the_first():
