@@ -181,7 +181,7 @@ def write(args, model, tokenizer: Tokenizer | None, prompts: list[str]) -> None:
     for text in show.in_order(parts):
         out(text)
     if args.verbose:
-        print(told(began, times, sum(map(len, ids)), decoder), file=sys.stderr)
+        print(told(began, times, sum(map(len, ids)), decoder, not args.beams), file=sys.stderr)
 
 
 def timed(tokens: Iterable) -> tuple[Iterator, list[float]]:
@@ -196,10 +196,10 @@ def timed(tokens: Iterable) -> tuple[Iterator, list[float]]:
     return note(), times
 
 
-def told(began: float, times: list[float], known: int, decoder) -> str:
-    """How fast it was, and what packing the weights has cost."""
+def told(began: float, times: list[float], known: int, decoder, streamed: bool) -> str:
+    """How fast it was, and what packing the weights has cost. streamed: ids came as they were made."""
     first, rest = times[0] - began, times[-1] - times[0]
-    rate = f", then {(len(times) - 1) / rest:.1f} tokens/s" if rest else ""
+    rate = f", then {(len(times) - 1) / rest:.1f} tokens/s" if streamed and rest else ""
     off = f"; {decoder.weights} weights are {100 * decoder.error['all']:.2g}% off" if decoder.error else ""
     return f"{known} tokens of prompts, {len(times)} written: the first after {first:.2f} s{rate}{off}"
 

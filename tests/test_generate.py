@@ -238,8 +238,9 @@ def test_verbose_tells_how_fast_it_was(run, capsys, flags):
     assert main([run, "-p", "abc", "-n", "5", "-v", *flags]) == 0
     told = capsys.readouterr().err
     assert re.fullmatch(
-        r"3 tokens of prompts, \d+ written: the first after [\d.]+ s, then [\d.]+ tokens/s(; int8 .*)?\n", told
+        r"3 tokens of prompts, \d+ written: the first after [\d.]+ s(, then [\d.]+ tokens/s)?(; int8 .*)?\n", told
     )
+    assert (", then" in told) != ("--beams" in flags)
     assert ("int8 weights are 0." in told) == ("int8" in flags)
 
 
