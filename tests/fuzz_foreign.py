@@ -119,7 +119,7 @@ def safetensors_faults() -> Iterator[bytes]:
     yield foreign.safetensors({}, header=b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},"a":1}')
     yield foreign.safetensors({}, header=b'{"a": NaN, "b": -Infinity}')
     yield foreign.safetensors({}, header=b'{"a":' + b"[" * 20_000)
-    yield from (bytes(8), (1 << 62).to_bytes(8, "little") + bytes(64), b"", b"[]".rjust(10, b"\2"))
+    yield from (bytes(8), (1 << 62).to_bytes(8, "little") + bytes(64), b"", *[bytes([2]) + bytes(7) + b"[]"] * 8)
 
 
 def nano(**how) -> bytes:

@@ -271,7 +271,7 @@ READERS = {
          samples.choice_bytes({"context": [5] * 12})),
         (*_HEADER, "choices.ChoiceFile.__init__", "choices.ChoiceFile.__iter__", "choices.ChoiceFile._read",
          "choices.ChoiceFile._words", "choices.ChoiceFile._require", "choices._require_short"),
-        share=16, fields=(1, 2, 3), spots=(*range(1024, 1066, 2), *[1030] * 5),
+        share=21, fields=(1, 2, 3), spots=(*range(1024, 1066, 2), *[1030] * 5),
         hostile=(samples.choice_bytes({"context": [5] * 13}),),
         units=((2, (0, 1, 2, 3, 4, 5, 6, 7, 10, 12, 13, 16, 33, 34, 36, 38, 50, 65534, 65535)),),
     ),
