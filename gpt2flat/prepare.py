@@ -265,7 +265,8 @@ def tell(order: Order, report: dict, seconds: float) -> None:
     shown = files if len(files) < 5 else [files[0], "...", files[-1]]
     say("files", f"{order.folder}/: {', '.join([*shown, 'tokenizer.bin', order.name + '.json'])}")
     pattern = order.folder / re.sub(r"_\d{6}", "_*", files[0])
-    where = f"--dataset {order.name}" if tokens["val"] else f"--train-data {shlex.quote(str(pattern))}"
+    found = tokens["val"] and order.folder.parent.absolute() in [folder.absolute() for folder in data_folders()]
+    where = f"--dataset {order.name}" if found else f"--train-data {shlex.quote(str(pattern))}"
     say("try next", f"python -m gpt2flat.train {where}{'' if tokens['val'] else ' --val-every 0'}")
 
 
