@@ -118,8 +118,12 @@ def tasks_of(args) -> list[Set]:
 
 def show(columns: dict[str, Set], results: dict[str, dict[str, dict]]) -> None:
     for title, data in columns.items():
-        for facts in dict.fromkeys(data.facts(found[title]) for found in results.values() if title in found):
-            say("data", f"{title}: {facts}")
+        told: dict[str, list[str]] = {}  # facts -> the models that they hold for
+        for name, found in results.items():
+            if title in found:
+                told.setdefault(data.facts(found[title]), []).append(name)
+        for facts, names in told.items():
+            say("data", f"{title}: {facts}" + (f" ({', '.join(names)})" if len(told) > 1 else ""))
     heads = [(title, data.metrics) for title, data in columns.items()]
     print(as_text(heads, [(name, [found.get(title) for title in columns]) for name, found in results.items()]))
 

@@ -29,6 +29,7 @@ def runs(tmp_path_factory):
     data = ("--train-data", str(folder / "t.txt"), "--val-fraction", "0.2", "--val-batches", "-1", "--steps", "4")
     for name, tokenizer, lr in (("a", "char", "0.01"), ("b", "char", "0.0001"), ("c", "byte", "0.01")):
         train(folder / name, *data, "--tokenizer", tokenizer, "--lr", lr)
+    train(folder / "short", *data, "--tokenizer", "char", "--block-size", "8", "-t", "8")
     tokenizer = Tokenizer.load(folder / "a" / "tokenizer.bin")
     (folder / "tokens").mkdir()
     tokenizer.save(folder / "tokens" / "tokenizer.bin")
@@ -91,6 +92,16 @@ def test_bits_per_byte_compare_tokenizers(ask):
     a, c = results(ask("a", "c", "t.txt", "--json"))
     assert a["bytes"] == c["bytes"] == len(TEXT) and a["tokens"] == c["tokens"] == len(TEXT)
     assert a["bits_per_byte"] == pytest.approx(a["loss"] / math.log(2), rel=1e-9)
+
+
+def test_what_differs_between_models_is_told(ask):
+    """The validation data of one text: the last fifth of its tokens, which is another text for another tokenizer."""
+    code, out, _ = ask("a", "c", "--max-tokens", 5)
+    assert code == 0 and [line for line in out.splitlines() if line.startswith("data")] == [
+        "data      t (validation): 5 tokens predicted, 5 bytes, in windows of 16, stride 16"
+    ]
+    code, out, _ = ask("a", "short", "t.txt")
+    assert code == 0 and "in windows of 16, stride 16 (a)\n" in out and "in windows of 8, stride 8 (short)\n" in out
 
 
 def test_token_files_are_texts_of_their_own(ask):
