@@ -151,6 +151,13 @@ def test_both_formats_in_one_table(ask):
         assert cells[1:7] == cells[7:] and cells[2] == "±" and len(cells) == 13
 
 
+def test_a_prepared_folder(ask, tmp_path):
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "h.bin").rename(tmp_path / "prepared" / "hellaswag_val.bin")
+    code, out, _ = ask("one.bin", "prepared")
+    assert code == 0 and out.startswith("data      prepared/hellaswag_val.bin: 4 questions")
+
+
 def test_limit_and_json(ask, model, questions):
     found = json.loads(ask("one.bin", "h.jsonl", "--limit", 3, "--json")[1])["results"]
     assert found == [{"model": "one.bin", "set": "h.jsonl"} | choices.measure(model, questions[:3], 2, "h")]

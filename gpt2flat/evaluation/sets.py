@@ -251,8 +251,10 @@ def open_set(word: str) -> Set | None:
 
 
 def _folder(path: Path) -> Set:
-    """Prepared data: its validation files."""
-    found = sorted(glob.glob(os.path.join(glob.escape(str(path)), "*_val*.bin")))
+    """Prepared data: its validation files, which are token files or questions."""
+    pattern = os.path.join(glob.escape(str(path)), "*_val*.bin")
+    found = sorted(glob.glob(pattern))
     if not found:
         raise DataError(f"{path}: is neither a model's folder nor one of prepared data, which would hold a *_val.bin")
-    return TokenFiles(os.path.join(glob.escape(str(path)), "*_val*.bin"))
+    questions = [name for name in found if llmc.kind_of(name) == llmc.KINDS[llmc.CHOICES]]
+    return Choices(questions[0]) if questions == found else TokenFiles(pattern)

@@ -29,7 +29,7 @@ _GPU = "is for llm.c on GPUs: leave it out"
 REFUSED = tuple(
     Refused(tuple(flags.split()), fine, advice)
     for flags, fine, advice in (
-        ("-h --hellaswag", ("0",), "evaluation " + _NEXT),
+        ("-h --hellaswag", ("0",), "python -m gpt2flat.evaluate RUN hellaswag_val.bin asks these questions: leave it out"),
         ("-z", ("0",), _GPU),
         ("-f", ("0",), _GPU),
         ("-w", ("1",), _GPU),
