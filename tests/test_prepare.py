@@ -1,13 +1,10 @@
 """python -m gpt2flat.prepare: what users give it becomes what train takes, whatever the input holds and however it ends."""
 
 import gzip
-import importlib
 import io
 import json
 import os
 import random
-import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -92,24 +89,6 @@ def test_a_text_and_nothing_further(here, capsys):
         "input_val.bin",
         "tokenizer.bin",
     ]
-
-
-def test_the_readmes_lines(here, capsys):
-    """Its commands in their order, on a small text, with fewer steps; the lines that they print begin as the README's do."""
-    section = (ROOT / "README.md").read_text().split("## Your own text")[1].split("\n## ")[0]
-    Path("input.txt").write_text(f"ROMEO:\n{STORY}" * 100)
-    said = []
-    for line in re.findall(r"^\$ python -m gpt2flat\.(.*)", section, re.MULTILINE):
-        command, *words = shlex.split(line)
-        words = [{"1000": "3", "200": "5"}.get(word, word) for word in words]
-        assert importlib.import_module(f"gpt2flat.{command}").main(words) == 0, line
-        said.append(capsys.readouterr().out)
-    assert [line.split()[0] for line in said[0].splitlines()] == ["documents", "tokens", "tokenizer", "files", "try"]
-    assert (
-        "try next  python -m gpt2flat.train --dataset input" in said[0]
-        and "step 3/3 | val loss" in said[1]
-        and said[2].startswith("ROMEO:")
-    )
 
 
 def test_llm_cs_recipe_of_tinyshakespeare(here):
