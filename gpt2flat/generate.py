@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields
 
 from .command import MODEL_HELP, Parser, StopSignal, number, open_model, run
-from .data.tokenizer import Tokenizer, escape_controls
+from .data.tokenizer import Tokenizer, escape_controls, valid
 from .errors import DataError, UsageError
 from .generation import beams, show, stream
 from .generation.cache import WEIGHTS
@@ -172,9 +172,7 @@ def write(args, model, tokenizer: Tokenizer | None, prompts: list[str]) -> None:
     else:
         tokens = stream.stream(model, ids, args.max_tokens, sampling, each, args.seed, texts.ends, args.batch, log_probs=args.json,
                                decoder=decoder)  # fmt: skip
-    # as the model saw them: without lone surrogates
-    seen = [tokenizer.decode(row) if prompt else "" for prompt, row in zip(prompts, ids, strict=True)]
-    seen = [prompt for prompt in seen for _ in range(each)]
+    seen = [valid(prompt) for prompt in prompts for _ in range(each)]  # as the model saw them
     tokens, times = timed(tokens)
     parts = show.as_json(tokens, texts, seen, eot) if args.json else show.as_text(tokens, texts, seen)
     out = writer()

@@ -124,6 +124,7 @@ def test_numbers_at_the_ends():
     for n in (1, BLOCK, 3 * BLOCK, 3 * BLOCK + 1):
         for weights in (np.ones(n), np.full(n, 0.1), np.random.RandomState(0).rand(n)):
             assert (invert(weights, 0.0), invert(weights, last)) == (0, n - 1)
+    assert invert(np.repeat([0.0, 1.0], BLOCK), 0.0) == invert(np.ones(2 * BLOCK), 0.5) == BLOCK
     assert invert(np.array([0.0, 1.0, 0.0]), 0.0) == invert(np.array([0.0, 1.0, 0.0]), last) == 1
 
 

@@ -29,13 +29,14 @@ def made(threads: int) -> Model:
 class FakeModel:
     """Logits that depend on the last token only: the next id is likeliest, then the one after it."""
 
-    def __init__(self, V: int = 10):
+    def __init__(self, V: int = 10, shifts=((1, 3.0), (2, 2.0), (3, 1.0))):
+        self.shifts = shifts
         self.V, self.seen, self.config = V, [], SimpleNamespace(block_size=8, vocab_size=V)
 
     def logits(self, tokens, at):
         self.seen.append(tokens.copy())
         out = np.full((*tokens.shape, self.V), -5.0, np.float32)
-        for shift, value in ((1, 3.0), (2, 2.0), (3, 1.0)):
+        for shift, value in self.shifts:
             np.put_along_axis(out, (tokens[..., None] + shift) % self.V, value, axis=-1)
         return out[:, at]
 
@@ -75,6 +76,12 @@ def test_settings_reach_the_sampler(fake):
     assert len(set(np.diff(generate(fake, [0], 400, temperature=50.0)) % 10)) == 10
     assert len(set(generate(fake, [0], 9, temperature=0, repetition_penalty=1e5))) == 10
     assert len(set(generate(fake, [0], 9, temperature=0, repetition_penalty=1e5, repetition_window=0))) == 10
+    same = FakeModel(shifts=((0, 3.0), (1, 2.0)))
+    assert set(generate(same, [4], 5, temperature=0)) == {4}
+    again = generate(
+        same, [4], 5, temperature=0, repetition_penalty=1e5, repetition_window=1
+    )  # the last id counts, too
+    assert again.tolist() == [4, 5, 6, 7, 8, 9]
 
 
 PROMPTS = [[1, 2, 3], [200], list(range(60, 90)), [7] * 24, [5, 250]]  # also as long as a block, and longer

@@ -40,9 +40,10 @@ class Text:
 
     def _seek(self, new: str) -> None:
         text = self._held + new
-        found = [(text.find(stop), stop) for stop in self._stops if stop in text]
+        # the first that is complete, of several the longest: so it does not matter how tokens cut them
+        found = [(text.find(stop) + len(stop), text.find(stop), stop) for stop in self._stops if stop in text]
         if found:
-            shown, self.stopped = min(found)
+            _end, shown, self.stopped = min(found)
         else:
             shown = len(text) - max((_overlap(text, stop) for stop in self._stops), default=0)
         self.whole, self._held = self.whole + text[:shown], "" if found else text[shown:]
