@@ -1,4 +1,5 @@
-"""python -m gpt2flat.generate [RUN]: text from a trained model, as it is made: for one prompt or many, or typed in a loop."""
+"""python -m gpt2flat.generate [RUN]: text from a trained model, as it is made: for one prompt or many, or typed in a
+loop."""
 
 import argparse
 import contextlib

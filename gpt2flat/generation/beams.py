@@ -1,4 +1,5 @@
-"""Beam search: the likeliest sequences that a bounded search finds, with transformers' scores and rule for the end. Ids in, ids out."""
+"""Beam search: the likeliest sequences that a bounded search finds, with transformers' scores and rule for the end. Ids
+in, ids out."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ MOST = 1 << 10  # beams
 
 @dataclass(frozen=True)
 class Beam:
-    """New ids, the log-probability of each by the model's own distribution, their sum after the repetition penalty, and once the
-    beam has ended its score, `total` divided by the number of ids to the power of the length penalty, and why it ended."""
+    """New ids, the log-probability of each by the model's own distribution, their sum after the repetition penalty, and
+    once the beam has ended its score, `total` divided by the number of ids to the power of the length penalty, and why
+    it ended."""
 
     ids: tuple[int, ...] = ()
     log_probs: tuple[float, ...] = ()
@@ -28,9 +30,9 @@ class Beam:
 def stream(model, prompts: Sequence, max_new_tokens: int, beams: int, n_best: int = 1, length_penalty: float = 1.0,
            stops: Collection[int] = (), sampling: Sampling = USUAL, weights: str = "fp32",
            decoder: Decoder | None = None) -> Iterator[Token]:  # fmt: skip
-    """The ids of the n_best best of `beams` beams for each prompt, the best first: sequence i is the i % n_best-th of prompt
-    i // n_best (there may be fewer). Only the repetition penalty of `sampling` counts. decoder: one of at least `beams` rows to use
-    again. Raises KernelArgError, DataError, UsageError."""
+    """The ids of the n_best best of `beams` beams for each prompt, the best first: sequence i is the i % n_best-th of
+    prompt i // n_best (there may be fewer). Only the repetition penalty of `sampling` counts. decoder: one of at least
+    `beams` rows to use again. Raises KernelArgError, DataError, UsageError."""
     rows = check_prompts(model, prompts)
     check_counts(max_new_tokens=(max_new_tokens, 0, END), beams=(beams, 1, MOST + 1), n_best=(n_best, 1, MOST + 1))
     require_number("length_penalty", length_penalty, -1e3, 1e3)
@@ -54,9 +56,9 @@ def search(decoder, prompt: np.ndarray, max_new_tokens: int, beams: int, length_
            sampling: Sampling = USUAL) -> list[Beam]:  # fmt: skip
     """At most `beams` sequences, the best score first.
 
-    A beam ends with one of `stops`, which counts as an id of it, or after max_new_tokens. As in transformers, a candidate that ends
-    must be among the `beams` best of its step, and the search ends once `beams` have ended and the best that has not, at its
-    present length, scores no better than the worst of them (early_stopping=False)."""
+    A beam ends with one of `stops`, which counts as an id of it, or after max_new_tokens. As in transformers, a
+    candidate that ends must be among the `beams` best of its step, and the search ends once `beams` have ended and the
+    best that has not, at its present length, scores no better than the worst of them (early_stopping=False)."""
     logits, live, done = decoder.prefill([prompt]), [Beam()], []
     for n in range(1, max_new_tokens + 1):
         own = log_softmax(logits)

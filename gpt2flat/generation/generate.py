@@ -30,18 +30,22 @@ def generate(
 ) -> np.ndarray:
     """`tokens` and behind them the new ids: (n,) or (B, n) integers in, int32 of shape (n + new,) or (B, n + new) out.
 
-    temperature to repetition_window: see sampling.py; temperature 0 takes the likeliest id. Row r draws from NumPy's PCG64(seed + r).
-    stop: an id or several: a row ends with one of them and then repeats it until every row has ended. num_samples: so many rows for
-    each of the prompts, next to each other. num_beams above 1: the n_best best beams for each prompt in place of drawn samples, by
-    their log-probability divided by their number of new ids to the power of length_penalty. batch: rows at once. weights: "fp32",
-    "bf16" or "int8". None of batch and threads changes a result. Raises KernelArgError and DataError for tokens that do not fit,
-    UsageError for settings that do not."""
+    temperature to repetition_window: see sampling.py; temperature 0 takes the likeliest id. Row r draws from NumPy's
+    PCG64(seed + r). stop: an id or several: a row ends with one of them and then repeats it until every row has ended.
+    num_samples: so many rows for each of the prompts, next to each other. num_beams above 1: the n_best best beams for
+    each prompt in place of drawn samples, by their log-probability divided by their number of new ids to the power of
+    length_penalty. batch: rows at once. weights: "fp32", "bf16" or "int8". None of batch and threads changes a result.
+    Raises KernelArgError and DataError for tokens that do not fit, UsageError for settings that do not."""
     prompts = np.atleast_2d(as_ids("tokens", tokens, model.config.vocab_size, axes=(1, 2)))
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, repetition_window)
     stops = () if stop is None else tuple(np.atleast_1d(stop).tolist())
     for i in stops:
         require_number("stop", i, 0, model.config.vocab_size, whole=True)
-    stream.check_counts(num_samples=(num_samples, 1, stream.END), num_beams=(num_beams, 1, beams.MOST + 1), n_best=(n_best, 1, beams.MOST + 1))
+    stream.check_counts(
+        num_samples=(num_samples, 1, stream.END),
+        num_beams=(num_beams, 1, beams.MOST + 1),
+        n_best=(n_best, 1, beams.MOST + 1),
+    )
     if num_beams > 1:
         if (temperature, top_k, top_p, min_p, num_samples) != (1.0, None, None, None, 1):
             raise UsageError(

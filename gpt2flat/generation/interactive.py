@@ -1,4 +1,5 @@
-"""A prompt loop: what was typed and what the model wrote behind it is the context of what comes. Signals are the caller's."""
+"""A prompt loop: what was typed and what the model wrote behind it is the context of what comes. Signals are the
+caller's."""
 
 import shlex
 import signal
@@ -25,8 +26,8 @@ class Talk:
 
     def __init__(self, model, tokenizer: Tokenizer, sampling: Sampling, max_tokens: int, seed: int, stops: tuple[str, ...],
                  readers: dict[str, Callable], write: Callable[[str], None], stop_signal: Callable, weights: str = "fp32"):  # fmt: skip
-        """readers: setting -> what turns the text of its value into one, or raises UsageError; stop_signal(): a context in which Ctrl-C
-        and the like only set its `number`."""
+        """readers: setting -> what turns the text of its value into one, or raises UsageError; stop_signal(): a context
+        in which Ctrl-C and the like only set its `number`."""
         self.model, self.tokenizer = model, tokenizer
         self._weights, self._decoder = weights, Decoder(model, 1, None, weights)
         self.sampling, self.max_tokens, self.seed, self.stops = sampling, max_tokens, seed, stops
@@ -122,8 +123,8 @@ def _flag(name: str) -> str:
 
 
 def talk(conversation: Talk, read: Callable[[str], str], write: Callable[[str], None]) -> int:
-    """Reads lines until they end; returns the exit status, 128 and its number for a signal. read(prompt) raises EOFError at the end and
-    KeyboardInterrupt at Ctrl-C, which takes back what was typed."""
+    """Reads lines until they end; returns the exit status, 128 and its number for a signal. read(prompt) raises
+    EOFError at the end and KeyboardInterrupt at Ctrl-C, which takes back what was typed."""
     while True:
         try:
             line = read("> ")

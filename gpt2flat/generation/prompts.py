@@ -12,7 +12,8 @@ STDIN = "-"
 
 
 def read_bytes(name: str) -> bytes:
-    """All of a file, or of standard input for "-". Raises DataError for more than LONGEST bytes and for what cannot be read."""
+    """All of a file, or of standard input for "-". Raises DataError for more than LONGEST bytes and for what cannot be
+    read."""
     if name != STDIN:
         with RegularFile(name, DataError) as file:
             data = file.read(0, min(file.size, LONGEST + 1))
@@ -31,8 +32,9 @@ def read_text(name: str) -> str:
 
 
 def read_prompts(name: str, jsonl: bool = False) -> list[str]:
-    """The prompts of a file: each line that is not empty is one; with jsonl or a name ending in .jsonl each line is a JSON string or an
-    object with a string "prompt". Raises DataError for a line that is neither, or when there is none."""
+    """The prompts of a file: each line that is not empty is one; with jsonl or a name ending in .jsonl each line is a
+    JSON string or an object with a string "prompt". Raises DataError for a line that is neither, or when there is
+    none."""
     lines = [(i, line.removesuffix("\r")) for i, line in enumerate(read_text(name).split("\n"), 1)]
     lines = [(i, line) for i, line in lines if line.strip()]
     prompts = list(_parsed(name, lines)) if jsonl or name.endswith(".jsonl") else [line for _i, line in lines]

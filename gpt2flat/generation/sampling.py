@@ -1,5 +1,6 @@
-"""How the next id is drawn from a row of logits. Order of application, as in transformers: repetition penalty, temperature,
-top-k, top-p, min-p; then the inverse of the cumulated float64 softmax at one random number. No model and no text here."""
+"""How the next id is drawn from a row of logits. Order of application, as in transformers: repetition penalty,
+temperature, top-k, top-p, min-p; then the inverse of the cumulated float64 softmax at one random number. No model and
+no text here."""
 
 import math
 from dataclasses import dataclass
@@ -22,12 +23,13 @@ STEPS, BUCKETS = 32, 1024  # of the nucleus: buckets of 1/32 nat; the last one h
 class Sampling:
     """Settings of drawing; None turns one off.
 
-    temperature: logits are divided by it; 0 takes the likeliest id, the first of equals. top_k: only the k likeliest ids, and those
-    equal to the k-th. top_p: only the fewest likeliest ids whose probability reaches p, of equals the first (Holtzman et al. 2020,
-    arXiv 1904.09751). min_p: only ids with at least this share of the likeliest one's probability (Nguyen et al. 2024, arXiv
-    2407.01082). repetition_penalty: the logits of ids that are there already, in the prompt or behind it, are divided by it if they
-    are positive and multiplied if not (Keskar et al. 2019, arXiv 1909.05858); repetition_window: it looks at the last so many ids
-    only (llama.cpp's repeat_last_n; transformers looks at all). Raises UsageError for what is out of range."""
+    temperature: logits are divided by it; 0 takes the likeliest id, the first of equals. top_k: only the k likeliest
+    ids, and those equal to the k-th. top_p: only the fewest likeliest ids whose probability reaches p, of equals the
+    first (Holtzman et al. 2020, arXiv 1904.09751). min_p: only ids with at least this share of the likeliest one's
+    probability (Nguyen et al. 2024, arXiv 2407.01082). repetition_penalty: the logits of ids that are there already, in
+    the prompt or behind it, are divided by it if they are positive and multiplied if not (Keskar et al. 2019, arXiv
+    1909.05858); repetition_window: it looks at the last so many ids only (llama.cpp's repeat_last_n; transformers looks
+    at all). Raises UsageError for what is out of range."""
 
     temperature: float = 1.0
     top_k: int | None = None
@@ -77,7 +79,8 @@ class Sampling:
         return x
 
     def weights(self, logits: np.ndarray, seen: np.ndarray = ()) -> tuple[np.ndarray | None, np.ndarray]:
-        """What may be drawn at a temperature above 0: the ids, rising (None: all), and their probabilities but for a factor."""
+        """What may be drawn at a temperature above 0: the ids, rising (None: all), and their probabilities but for a
+        factor."""
         x = self.penalised(logits, seen)
         x -= x.max()
         if self.temperature != 1.0:
@@ -116,8 +119,8 @@ def invert(weights: np.ndarray, at: float) -> int:
 def _nucleus(x: np.ndarray, p: float) -> np.ndarray:
     """The places, rising, of the fewest largest x whose share of the sum of exp(x) reaches p; x is at most 0.
 
-    Of those below (1 - p) / n of the sum not one is needed: all of them together are not as much as 1 - p of it. Of the others only
-    the bucket in which p is reached is sorted."""
+    Of those below (1 - p) / n of the sum not one is needed: all of them together are not as much as 1 - p of it. Of the
+    others only the bucket in which p is reached is sorted."""
     weights = np.exp(x)
     total = weights.sum()
     likely = np.flatnonzero(weights >= (1 - p) * total / len(weights) * (1 - 1e-9))
@@ -136,7 +139,8 @@ def _nucleus(x: np.ndarray, p: float) -> np.ndarray:
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """The log-probabilities of the model's own distribution, float64 of the shape of `logits`; rows are the last axis."""
+    """The log-probabilities of the model's own distribution, float64 of the shape of `logits`; rows are the last
+    axis."""
     x = logits.astype(np.float64)
     x -= x.max(-1, keepdims=True)
     return x - np.log(np.exp(x).sum(-1, keepdims=True))

@@ -1,4 +1,5 @@
-"""What the generate command writes of a stream of ids, as parts (sequence, text, whether that is its last): text, or JSON lines."""
+"""What the generate command writes of a stream of ids, as parts (sequence, text, whether that is its last): text, or
+JSON lines."""
 
 import json
 from collections import defaultdict
@@ -23,8 +24,9 @@ def as_text(tokens: Iterable[Token], texts: Texts, prompts: list[str]) -> Iterat
 
 
 def as_json(tokens: Iterable[Token], texts: Texts, prompts: list[str], eot: int | None) -> Iterator[Part]:
-    """One object for each sequence: the prompt, the text behind it, why it ended ("length", "stop", "eot"), all ids that were made, those
-    of a stop string among them, and the log-probability of each by the model's own distribution, in nats; of beams the score."""
+    """One object for each sequence: the prompt, the text behind it, why it ended ("length", "stop", "eot"), all ids
+    that were made, those of a stop string among them, and the log-probability of each by the model's own distribution,
+    in nats; of beams the score."""
     made = defaultdict(list)
     for token in tokens:
         i = token.sequence
@@ -40,7 +42,8 @@ def as_json(tokens: Iterable[Token], texts: Texts, prompts: list[str], eot: int 
 
 
 def in_order(parts: Iterable[Part]) -> Iterator[str]:
-    """The texts of sequence 0, then of 1 ...: those of the first that is not done at once, the others when their turn comes."""
+    """The texts of sequence 0, then of 1 ...: those of the first that is not done at once, the others when their turn
+    comes."""
     waiting, done, current = defaultdict(str), set(), 0
     for i, text, last in parts:
         waiting[i] += text

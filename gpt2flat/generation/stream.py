@@ -1,6 +1,7 @@
-"""Sequences of ids that go on from prompts, many at once: the one way in for the generate command, Model.generate and the trainer's
-samples. Sequence i, the prompts in order and the samples of each next to each other, draws from NumPy's PCG64(seed + i), one
-number per id, so neither batches nor threads nor its neighbours change it. Ids in, ids out; text lives in text.py."""
+"""Sequences of ids that go on from prompts, many at once: the one way in for the generate command, Model.generate and
+the trainer's samples. Sequence i, the prompts in order and the samples of each next to each other, draws from NumPy's
+PCG64(seed + i), one number per id, so neither batches nor threads nor its neighbours change it. Ids in, ids out; text
+lives in text.py."""
 
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ END = 1 << 63
 
 @dataclass(frozen=True)
 class Token:
-    """A new id of a sequence. log_prob: of the model's own distribution, in nats, where it was asked for; end: why the sequence ends
-    with this id, else None; score: that of the beam it ends."""
+    """A new id of a sequence. log_prob: of the model's own distribution, in nats, where it was asked for; end: why the
+    sequence ends with this id, else None; score: that of the beam it ends."""
 
     sequence: int
     id: int
@@ -42,10 +43,11 @@ def stream(model, prompts: Sequence, max_new_tokens: int = 64, sampling: Samplin
            log_probs: bool = False, decoder: Decoder | None = None) -> Iterator[Token]:  # fmt: skip
     """The new ids of `samples` sequences for each prompt, as they are made; arguments are checked before the first.
 
-    prompts: rows of ids, (n,) each and of any lengths; ends(sequence, id): asked for each new id, why the sequence ends with it, or
-    None; batch: sequences at once; weights: how those of the model are kept, "fp32", "bf16" or "int8"; decoder: one of this
-    model to use again, with its own weights and at most its rows at once. A sequence beyond the block size goes on by the rule of
-    decoder.py. Raises KernelArgError and DataError for ids that do not fit, UsageError for settings."""
+    prompts: rows of ids, (n,) each and of any lengths; ends(sequence, id): asked for each new id, why the sequence ends
+    with it, or None; batch: sequences at once; weights: how those of the model are kept, "fp32", "bf16" or "int8";
+    decoder: one of this model to use again, with its own weights and at most its rows at once. A sequence beyond the
+    block size goes on by the rule of decoder.py. Raises KernelArgError and DataError for ids that do not fit,
+    UsageError for settings."""
     rows = check_prompts(model, prompts)
     check_counts(
         max_new_tokens=(max_new_tokens, 0, END), samples=(samples, 1, END), seed=(seed, 0, END), batch=(batch, 1, END)

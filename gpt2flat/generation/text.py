@@ -12,7 +12,8 @@ class Text:
     """`whole` is what can be shown by now, `stopped` the stop string that was met, or None."""
 
     def __init__(self, tokenizer: Tokenizer | None, stops: tuple[str, ...] = ()):
-        """tokenizer: None shows ids as numbers. Raises UsageError for an empty stop string, or one without a tokenizer."""
+        """tokenizer: None shows ids as numbers. Raises UsageError for an empty stop string, or one without a
+        tokenizer."""
         if stops and tokenizer is None:
             raise UsageError("stop strings need a tokenizer, and none is beside the model: leave them out")
         if not all(stops):
