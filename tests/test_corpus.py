@@ -53,7 +53,7 @@ def test_text_files(tmp_path):
 
 
 def test_documents_start_with_end_of_text():
-    ids = corpus.documents_to_ids(["ab", "", "<|endoftext|>"], Tokenizer.byte())
+    ids = Tokenizer.byte().encode_documents(["ab", "", "<|endoftext|>"])
     assert ids.dtype == np.int32
     assert ids.tolist() == [256, 97, 98, 256, 256, *b"<|endoftext|>"]
 

@@ -56,12 +56,6 @@ def read_text(path) -> Corpus:
     return Corpus(str(path), (text,))
 
 
-def documents_to_ids(documents, tokenizer) -> np.ndarray:
-    """All documents as one row of int32 ids; each starts with end-of-text, as in llm.c's token files."""
-    eot = np.array([tokenizer.eot], np.int32)
-    return np.concatenate([part for document in documents for part in (eot, tokenizer.encode(document))])
-
-
 def split(ids: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
     """(train, validation): the last `fraction` of the ids is validation. Raises UsageError unless 0 <= fraction < 1."""
     if not 0 <= fraction < 1:

@@ -8,7 +8,8 @@ from ..errors import CheckpointError, FormatError
 from ..formats.files import RegularFile
 from ..formats.llmc import MAX_VOCAB
 from ..formats.strict_json import read_object, told
-from .tokenizer import BYTES, END_OF_TEXT, Tokenizer
+from .bpe import END_OF_TEXT, shown_bytes
+from .tokenizer import BYTES, Tokenizer
 
 JSON, VOCAB, MERGES, SETTINGS, CONFIG = (
     "tokenizer.json",
@@ -18,14 +19,8 @@ JSON, VOCAB, MERGES, SETTINGS, CONFIG = (
     "config.json",
 )
 LONGEST = 1 << 27  # bytes of a file
-PLAIN = {
-    *range(33, 127),
-    *range(161, 173),
-    *range(174, 256),
-}  # bytes that GPT-2's files write as the character of that number
-_OTHERS = [byte for byte in range(256) if byte not in PLAIN]
 # the character that stands for a byte -> the byte; what stands for none leaves the range of bytes
-_TO_BYTE = {byte: 1 << 20 for byte in _OTHERS} | {256 + i: byte for i, byte in enumerate(_OTHERS)}
+_TO_BYTE = dict.fromkeys(range(256), 1 << 20) | {ord(shown): byte for byte, shown in enumerate(shown_bytes())}
 
 
 class _Other(Exception):

@@ -82,7 +82,7 @@ class Tokenizer:
         Raises DataError for what the vocabulary cannot say."""
         return self._encoder(valid(text))
 
-    def encode_documents(self, texts: list[str]) -> np.ndarray:
+    def encode_documents(self, texts: Iterable[str]) -> np.ndarray:
         """The ids of all texts, end-of-text before each, (n,) int32. Raises DataError as encode does."""
         texts = [valid(text) for text in texts]
         if self.kind in ("gpt2", "bpe"):

@@ -129,7 +129,7 @@ class TextFile(TextSet):
             raise UsageError(
                 f"{self.title} is text, and no tokenizer is beside {opened.path}: give token files instead"
             )
-        ids = corpus.documents_to_ids(self._text.documents, opened.tokenizer)
+        ids = opened.tokenizer.encode_documents(self._text.documents)
         return [ArrayShard(ids, self.title)], opened.tokenizer
 
 

@@ -149,9 +149,9 @@ def _text_file(s, start: Start) -> Data:
 def _text(s, start: Start, train: corpus.Corpus, val: corpus.Corpus | None) -> Data:
     tokenizer = _text_tokenizer(s, start, train.text + (val.text if val else ""))
     _agree(s, start, tokenizer, f"the {tokenizer.kind} tokenizer")
-    ids = corpus.documents_to_ids(train.documents, tokenizer)
+    ids = tokenizer.encode_documents(train.documents)
     if val:
-        held_out = corpus.documents_to_ids(val.documents, tokenizer)
+        held_out = tokenizer.encode_documents(val.documents)
         kept = f"{len(held_out):,} of {val.name}"
     else:
         ids, held_out = corpus.split(ids, s.val_fraction if s.val_every else 0.0)
