@@ -33,7 +33,8 @@ from .command import Parser, number, run, surroundings
 from .errors import UsageError
 from .kernels import ISAS, MAX_THREADS, backend, cpu_name, default_threads
 from .kernels.ops import KERNELS, OPS
-from .model import PRECISIONS, find_shape
+from .model import PRECISIONS
+from .weights import find_shape
 
 BACKENDS = ("all", "c", "numba")
 KINDS = ("all", *ISAS)

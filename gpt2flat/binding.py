@@ -152,3 +152,8 @@ def bind(calls: list[Call], sections, kernels) -> None:
     for call in calls:
         views = {arg: sections[ref.section].slot(ref.name, ref.slot) for arg, ref in call.refs.items()}
         call.run = kernels.bind(call.kernel, {**views, "scratch": scratch}, call.numbers)
+
+
+def bound_call(op: Op, views: dict, numbers: dict[str, int], kernels) -> Call:
+    """The forward call of an op on these views; it stands in no program."""
+    return Call(op.forward, op, None, {}, {}, numbers, kernels.bind(op.forward, views, numbers))

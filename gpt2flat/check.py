@@ -10,8 +10,9 @@ from .arch import gpt2
 from .checks import gradients, unit
 from .command import Parser, data_folders, number, run
 from .errors import UsageError
-from .model import Model, find_shape
+from .model import Model
 from .training.inputs import DEFAULT_CHECKPOINT, DEFAULT_PRESET
+from .weights import find_shape
 
 MISMATCH = 1
 GRADIENT_BATCH = (2, 16)  # B, T at most: enough for every term of every gradient

@@ -7,13 +7,14 @@ from pathlib import Path
 from .command import Parser, number, run
 from .errors import CheckpointError
 from .formats import llmc_state
-from .model import Model, find_shape
+from .model import Model
 from .training.checkpoints import Checkpoint
 from .training.replay import checkpoint_before
 from .training.run import Run
 from .training.saving import load
 from .training.screen import say
 from .training.start import settings_at
+from .weights import find_shape
 
 
 def parser() -> Parser:

@@ -14,8 +14,9 @@ from .inspection.listing import as_code, listing
 from .inspection.runs import describe_run
 from .memory.arena import STATE
 from .memory.picture import as_svg, as_text
-from .model import Model, find_shape
+from .model import Model
 from .training.screen import describe
+from .weights import find_shape
 
 DEFAULT = "d12"
 

@@ -10,57 +10,26 @@ from pathlib import Path
 
 import numpy as np
 
+from . import update
 from .arch import gpt2
 from .arch.adamw import SCRATCH
+from .binding import Call, bound_call
 from .data import splitmix
-from .data.mt19937 import Stream, normal_
 from .data.tokens import as_ids
 from .errors import FLOAT32_END, DataError, KernelArgError, NonFiniteError, UsageError, require_number
-from .formats import checkpoint, hub, huggingface, pytorch
+from .formats import checkpoint, hub
 from .formats.floats import first_nonfinite
-from .formats.tensors import Weights
 from .kernels import Team, backend, default_threads
-from .kernels.ops import OPS, Op
+from .kernels.ops import OPS
 from .memory import axes as ax
 from .memory.arena import HEADER_FLOATS, STATE, WORK, Arena
 from .memory.layout import ALIGN, Layout
-from .program import Call, Program
+from .program import Program
+from .weights import draw, fill, open_weights
 
 MAX_ROWS = 1 << 20  # of a batch
 PRECISIONS = ("fp32", "bf16")
-LARGEST_NORM = 1e19  # of a gradient whose squares AdamW's v can hold
 MOST_DROPOUT = float(np.nextafter(np.float32(1), np.float32(0)))  # what it keeps is divided by 1 - dropout
-
-
-def find_shape(name) -> tuple[gpt2.GPT2Config, Path | None]:
-    """The shape that a preset, a descriptor or weights name, and the path of the weights (None for the others). A model of the Hub
-    ("hf:gpt2", "owner/name") is fetched.
-
-    Raises FormatError, CheckpointError for what holds no weights, UsageError for a name that is no shape, DataError."""
-    if repository := hub.repository(name):
-        name = hub.fetch(repository)
-    if str(name) in gpt2.PRESETS or not (str(name).endswith((".bin", *pytorch.SUFFIXES)) or Path(name).exists()):
-        return gpt2.config_of(str(name)), None
-    with open_weights(name) as file:
-        return gpt2.GPT2Config.of_dims(file.dims), Path(name)
-
-
-def open_weights(path) -> checkpoint.Checkpoint | Weights:
-    """Open weights, for a `with`: a checkpoint, a folder of Hugging Face's or nanoGPT's ckpt.pt. What they are made of is checked.
-    Raises FormatError, CheckpointError."""
-    if huggingface.is_folder(path):
-        return huggingface.open_folder(path, stored_layout)
-    return pytorch.open_nanogpt(path, stored_layout) if pytorch.is_archive(path) else open_checkpoint(path)
-
-
-def open_checkpoint(path) -> checkpoint.Checkpoint:
-    """An open checkpoint of GPT-2's tensors, for a `with`; its header is checked. Raises FormatError, CheckpointError."""
-    return checkpoint.Checkpoint(path, lambda stored: stored_layout(stored).floats)
-
-
-def stored_layout(stored: dict[str, int]) -> Layout:
-    """Where GPT-2's tensors lie in a file whose header gave these dims."""
-    return Layout.plan(gpt2.PARAMS, gpt2.GPT2Config.of_dims(stored).dims())
 
 
 class Model:
@@ -135,7 +104,7 @@ class Model:
             if block_size > config.block_size:
                 raise UsageError(f"block size {block_size} is larger than the {config.block_size} of {path}")
             model = cls(replace(config, block_size=int(block_size)), **options)
-            model._fill(file)
+            fill(model.params, file)
         model._require_finite(path, "the file is damaged")
         return model
 
@@ -148,35 +117,12 @@ class Model:
             name = hub.fetch(hub.repository(name) or hub.repository(f"{hub.MARK}{name}"))
         return cls.load(name, block_size, **options)
 
-    def _fill(self, file: checkpoint.Checkpoint | Weights) -> None:
-        """Reads the rows that both have: version 1 of a checkpoint lacks the end of wte, a smaller block size the end of wpe."""
-        if isinstance(file, Weights):
-            return file.fill(self.params)
-        stored = stored_layout(file.stored)
-        if stored.floats == self.params.layout.floats:
-            return file.read_into(0, self.params.floats)  # the image as it is: one read
-        for name, view in self.params.items():
-            file.read_into(stored[name].offset, view.reshape(-1)[: stored[name].floats])
-
     @classmethod
     def init(cls, config: gpt2.GPT2Config | str, seed: int = 42, **options) -> "Model":
         """Random weights from a GPT2Config or a descriptor ("d12", "tiny"), with llm.c's and PyTorch's random stream: wte and wpe,
         then layer by layer the matrices; std 0.02, by 1/sqrt(2L) less for those that write to the residual stream."""
         model = cls(gpt2.config_of(config) if isinstance(config, str) else config, **options)
-        stream = Stream(seed)
-        std = {"normal": gpt2.INIT_STD, "scaled": gpt2.INIT_STD / math.sqrt(2 * model.config.n_layer)}
-        rows = [place.row for place in model.params.layout]
-        for row in rows:
-            if row.init == "ones":
-                model.params[row.name][...] = 1.0
-        drawn = [row for row in rows if row.init in std]
-        order = [(row, None) for row in drawn if not row.slots]
-        order += [(row, l) for l in range(model.config.n_layer) for row in drawn if row.slots]
-        for row, layer in order:
-            view = model.params[row.name] if layer is None else model.params.slot(row.name, layer)
-            if row.name == "wte":
-                view = view[: model.config.vocab_size]  # the padding stays 0
-            normal_(view, std[row.init], stream)
+        draw(model.params, model.config, seed)
         return model
 
     def _require_finite(self, path, so: str) -> None:
@@ -245,7 +191,8 @@ class Model:
         for name in ("p_drop", "held", *self._keys()):  # the only rows that are read before a step writes them
             self.acts[name][...] = 0
         self._program, self.batch, self._last = program, (B, T), None
-        self._bind_update()
+        state = (self.params, self.grads, self.m, self.v, self.scratch)
+        self._update = update.Update(*state, self.kernels, self.threads)
 
     def plan_generation(self, sizes: dict[str, int]) -> dict[str, np.ndarray]:
         """The memory of generation: floats by section in, views out. If that moves the activations of the last batch, they are planned
@@ -261,35 +208,6 @@ class Model:
         scratch = Layout.plan(SCRATCH, {"S": max(program.scratch, norm)}, ALIGN)
         state = {name: self._state for name in STATE if name != "header"}
         return {**state, "scratch": scratch, "dacts": program.dacts, "acts": program.acts}
-
-    def _bind_update(self) -> None:
-        knobs = {name: self.scratch[name] for name in self.scratch.keys()}
-        numbers = {"P": self._state.floats, "NT": self.threads}
-        self._norm = self._call(OPS["grad_norm"], {**knobs, "grads": self.grads.floats}, numbers)
-        self._adamw = {
-            decay_all: [self._bind_adamw(knobs, *r) for r in self._ranges(decay_all)] for decay_all in (False, True)
-        }
-
-    def _ranges(self, decay_all: bool) -> list[tuple[int, int, bool]]:
-        """The parameters as ranges (begin, end, decayed), neighbours of one kind joined."""
-        ranges = []
-        for place in self._state:
-            decay = decay_all or place.row.decay
-            if ranges and ranges[-1][2] == decay:
-                ranges[-1] = (ranges[-1][0], place.offset + place.floats, decay)
-            else:
-                ranges.append((place.offset, place.offset + place.floats, decay))
-        return ranges
-
-    def _bind_adamw(self, knobs, begin: int, end: int, decay: bool):
-        state = {"params": self.params, "m": self.m, "v": self.v, "grads": self.grads}
-        views = {name: section.floats[begin:end] for name, section in state.items()}
-        knobs = {**knobs, "weight_decay": knobs["weight_decay" if decay else "no_decay"]}
-        return self._call(OPS["adamw"], {**knobs, **views}, {"P": end - begin, "NT": self.threads})
-
-    def _call(self, op: Op, views: dict, numbers: dict[str, int]) -> Call:
-        """A call that stands in no program."""
-        return Call(op.forward, op, None, {}, {}, numbers, self.kernels.bind(op.forward, views, numbers))
 
     # -- the passes ----------------------------------------------------------------------------------------------------
 
@@ -397,7 +315,7 @@ class Model:
     def grad_norm(self) -> float:
         """The Euclidean norm of all gradients."""
         self._need_plan("grad_norm")
-        self.run([self._norm])
+        self.run([self._update.norm])
         return float(self.scratch["norm"][0])
 
     def update(self, lr: float = 1e-4, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0,
@@ -407,46 +325,19 @@ class Model:
         Weight decay applies to matrices and embeddings, with decay_all to every tensor (as llm.c's C test). grad_clip: gradients
         are scaled down to this norm. norm: what grad_norm() has just returned, to save a pass. Raises NonFiniteError, with nothing
         changed, when a gradient is NaN or infinite."""
-        self._check_hyper(lr, beta1, beta2, eps, weight_decay, grad_clip)
+        hyper = (lr, beta1, beta2, eps, weight_decay, grad_clip)
+        update.check(*hyper)
         norm = self.grad_norm() if norm is None else norm
         if problem := self.unfit_norm(norm, grad_clip):
             raise NonFiniteError(f"{problem}; nothing was updated")
-        t = self.t + 1
-        # the corrections belong to the betas that the kernel sees: 0.999 in float32 moves 1 - beta2 by 1e-5
-        beta1, beta2 = float(np.float32(beta1)), float(np.float32(beta2))
-        values = dict(lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, no_decay=0.0,
-                      correction1=1.0 - beta1**t, correction2=1.0 - beta2**t,
-                      grad_scale=min(1.0, grad_clip / norm) if grad_clip and norm else 1.0)  # fmt: skip
-        for name, value in values.items():
-            self.scratch[name][0] = value
-        self.run(self._adamw[decay_all])
-        self.t, self._last = t, None
+        self._update.put(self.t + 1, norm, *hyper)
+        self.run(self._update.adamw[decay_all])
+        self.t, self._last = self.t + 1, None
         return norm
 
     def unfit_norm(self, norm: float, grad_clip: float | None = None) -> str | None:
         """Why gradients of this norm must not be used in an update, naming the tensor; None if they may."""
-        if not math.isfinite(norm):
-            return f"the gradient norm is {norm}: {self._first_nonfinite()}"
-        if min(norm, grad_clip or norm) > LARGEST_NORM:
-            return f"the gradient norm is {norm:g}: its square leaves the range of float32"
-        return None
-
-    @staticmethod
-    def _check_hyper(lr, beta1, beta2, eps, weight_decay, grad_clip) -> None:
-        """Raises UsageError for what would turn parameters into NaN; as float32 sees the numbers, and NaN is in no range."""
-        end, clip = FLOAT32_END, 0 if grad_clip is None else grad_clip
-        ranges = {"lr": (lr, 0, end), "beta1": (beta1, 0, 1), "beta2": (beta2, 0, 1), "eps": (eps, 1e-38, end),
-                  "weight_decay": (weight_decay, 0, end), "grad_clip": (clip, 0, end)}  # fmt: skip
-        for name, (value, low, end) in ranges.items():
-            require_number(f"update: {name}", value, low, end)
-            if not np.float32(value) < end:
-                raise UsageError(f"update: {name} = {value} is {end:g} in float32, expected less")
-
-    def _first_nonfinite(self) -> str:
-        for name, view in self.grads.items():
-            if not np.isfinite(view).all():
-                return f"the gradient of {name} is not finite"
-        return "the sum of squares left the range of float32"
+        return update.unfit_norm(norm, self.grads, grad_clip)
 
     def _need_plan(self, what: str) -> None:
         if self.batch is None:
@@ -473,7 +364,7 @@ class Model:
             part = rows[start : start + len(chunk)]
             numbers = {**program.dims, "N": len(part), "C": part.shape[1], "OC": len(head)}
             views = {"out": chunk[: len(part)], "inp": part, "weight": head, "scratch": self.scratch["scratch"]}
-            self.run([self._call(OPS["linear"], views, numbers)])
+            self.run([bound_call(OPS["linear"], views, numbers, self.kernels)])
             out[start : start + len(part)] = chunk[: len(part), : self.config.vocab_size]
         return out.reshape(B, T, -1) if at is None else out
 
@@ -494,7 +385,7 @@ class Model:
             m = len(part)
             views = {"losses": found[start : start + m], "lse": acts["lse"][:m], "inp": acts["lnf"][part], "targets": acts["targets"][part],
                      "weight": self.params["wte"], "logits": acts["logits"], "held": acts["held"], "scratch": self.scratch["scratch"]}  # fmt: skip
-            self.run([self._call(OPS["classifier"], views, {**program.dims, "N": m})])
+            self.run([bound_call(OPS["classifier"], views, {**program.dims, "N": m}, self.kernels)])
             if look:
                 look(acts["logits"][:m, : self.config.vocab_size])
         acts["held"][0] = 0  # these logits are not those of lnf's first rows

@@ -12,7 +12,8 @@ import numpy as np
 from foreign_oracles import SMALL, is_config, is_index, is_nanogpt, is_safetensors
 
 from gpt2flat.arch.gpt2 import GPT2Config
-from gpt2flat.model import Model, open_weights, stored_layout
+from gpt2flat.model import Model
+from gpt2flat.weights import open_weights, stored_layout
 
 WHOLE, INDEX, LONGEST = "model.safetensors", "model.safetensors.index.json", 1 << 15
 DIGITS = ((1, tuple(b'0123456789-."[]{},:\\tfnueE ')),)

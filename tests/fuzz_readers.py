@@ -23,7 +23,8 @@ from gpt2flat.formats.llmc_state import StateFile
 from gpt2flat.formats.optimizer import OptimizerFile, buffers
 from gpt2flat.inspection.files import describe
 from gpt2flat.inspection.runs import describe_run
-from gpt2flat.model import Model, open_checkpoint
+from gpt2flat.model import Model
+from gpt2flat.weights import open_checkpoint
 from gpt2flat.training.run import Run
 
 GPT2 = GPT2_FILE.read_bytes()

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "gpt2flat"
 FLOORS = {
-    "errors": 0, "kernels": 0, "memory": 0, "binding": 1, "program": 1, "arch": 2, "model": 3, "formats": 3, "data": 3,
+    "errors": 0, "kernels": 0, "memory": 0, "binding": 1, "program": 1, "arch": 2, "weights": 3, "update": 3, "model": 3, "formats": 3, "data": 3,
     "training": 4, "generation": 4, "evaluation": 4, "checks": 4, "inspection": 4, "benchmarks": 4,
 }  # fmt: skip
 COMMANDS = 5  # every other file directly in gpt2flat/, and the package itself

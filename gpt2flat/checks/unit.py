@@ -9,7 +9,8 @@ import numpy as np
 from ..arch.gpt2 import PRESETS
 from ..errors import UsageError
 from ..formats.debug_state import DebugState
-from ..model import Model, open_checkpoint, stored_layout
+from ..model import Model
+from ..weights import open_checkpoint, stored_layout
 
 UPDATES = 10
 ADAMW = dict(lr=1e-4, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01, decay_all=True)

@@ -15,8 +15,9 @@ from ..formats import huggingface, llmc, llmc_state, pytorch
 from ..formats.choices import ChoiceFile
 from ..formats.debug_state import DebugState
 from ..formats.optimizer import OptimizerFile
-from ..model import Model, open_checkpoint, open_weights, stored_layout
+from ..model import Model
 from ..training.inputs import tokenizer_beside, tokenizer_of
+from ..weights import open_checkpoint, open_weights, stored_layout
 
 Lines = list[tuple[str, str]]
 SHOWN = 24  # tokens or ids of a sample

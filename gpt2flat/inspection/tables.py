@@ -8,9 +8,9 @@ from ..data.tokenizer import escape_controls
 from ..errors import Gpt2FlatError
 from ..formats import llmc
 from ..memory.arena import human
-from ..model import open_checkpoint
 from ..training.manifest import MODEL
 from ..training.screen import duration
+from ..weights import open_checkpoint
 from .runs import RunRecord
 
 RUN_HEAD = ("run", "state", "best val loss", "updates", "tokens", "time", "size", "started (UTC)")

@@ -16,7 +16,7 @@ from ..data.tokenizer import Tokenizer, make_tokenizer
 from ..data.tokens import ArrayShard, Shard, check_ids, find_datasets, find_shards
 from ..errors import DataError, UsageError
 from ..formats import hub, llmc
-from ..model import find_shape
+from ..weights import find_shape
 from .run import find_checkpoint
 from .settings import SHAPE, flag_of
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from ..errors import CheckpointError, Gpt2FlatError
 from ..formats import checkpoint as model_file
 from ..formats import optimizer
-from ..model import open_checkpoint
+from ..weights import open_checkpoint
 from .checkpoints import Checkpoint, Checkpoints
 from .loop import Saved
 from .metrics import read_events

@@ -11,7 +11,8 @@ from ..data.tokens import TokenLoader
 from ..errors import CheckpointError, DataError, UsageError
 from ..formats import llmc_state
 from ..kernels import Threads, default_threads
-from ..model import Model, find_shape
+from ..model import Model
+from ..weights import find_shape
 from . import config
 from .checkpoints import Checkpoint, Checkpoints
 from .facts import allowed, changes, compare, facts_of, made_with, own_settings
