@@ -9,11 +9,10 @@ import platform
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from . import __version__
@@ -24,6 +23,7 @@ from .model import Model
 from .training.inputs import tokenizer_beside
 from .training.run import WEIGHTS, find_checkpoint
 from .training.settings import READ
+from .weights import find_shape
 
 INTERRUPTED, BROKEN_PIPE, FILE_TROUBLE = 130, 141, 5
 
@@ -150,11 +150,22 @@ def open_model(name: str | None = None, **options) -> tuple[Model, Tokenizer | N
     options: those of Model; kernels by default the ones chosen here. Raises CheckpointError when nothing is there, FormatError,
     NonFiniteError for what is damaged, CapacityError."""
     path = find_checkpoint(name)
-    model = Model.load(path, **options | {"kernels": options.get("kernels") or open_kernels()})
-    tokenizer, why = tokenizer_beside(path, model.config.vocab_size)
+    vocab_size = find_shape(path)[0].vocab_size
+    with ThreadPoolExecutor(1) as beside:  # reading the weights waits for the system most of the time
+        found = beside.submit(_ready_tokenizer, path, vocab_size)
+        model = Model.load(path, **options | {"kernels": options.get("kernels") or open_kernels()})
+    tokenizer, why = found.result()
     if why:
         print(f"note: {escape_controls(why)}", file=sys.stderr)
     return model, tokenizer, path
+
+
+def _ready_tokenizer(path: Path, vocab_size: int) -> tuple[Tokenizer | None, str]:
+    """What tokenizer_beside finds, with its tables made, which takes longer than reading them."""
+    tokenizer, why = tokenizer_beside(path, vocab_size)
+    if tokenizer:
+        tokenizer.encode("")
+    return tokenizer, why
 
 
 def environment(model, peak: float) -> dict[str, object]:
@@ -167,6 +178,8 @@ def environment(model, peak: float) -> dict[str, object]:
 
 def surroundings() -> dict[str, object]:
     """When, what was asked, by which sources, on which CPU, with which versions."""
+    from importlib.metadata import PackageNotFoundError, version  # here and below: a command starts sooner without
+
     versions = {"gpt2flat": __version__, "python": platform.python_version()}
     for package in ("numpy", "cffi", "numba", "tiktoken"):
         try:
@@ -181,6 +194,8 @@ def surroundings() -> dict[str, object]:
 
 def commit() -> str | None:
     """The commit of a source tree, or None for an installed copy."""
+    import subprocess
+
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists() or not shutil.which("git"):
         return None

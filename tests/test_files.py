@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from gpt2flat.errors import CheckpointError, DataError, FormatError
+from gpt2flat.formats import files
 from gpt2flat.formats.files import BLOCK, RegularFile, write_atomically
 
 TINY = Path(__file__).parent / "llmc_tiny"
@@ -27,6 +28,16 @@ def test_short_reads_are_continued(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "preadv", lambda fd, buffers, at: whole(fd, [buffers[0][:700]], at))
     with RegularFile(tmp_path / "f", DataError) as file:
         assert file.read(11, 4321) == data[11 : 11 + 4321]
+
+
+def test_a_large_view_is_read_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PIECE", 1000)
+    data = os.urandom(7777)
+    (tmp_path / "f").write_bytes(data)
+    with RegularFile(tmp_path / "f", DataError) as file:
+        assert file.read(11, 7766) == data[11:]
+        with pytest.raises(DataError, match="found 777 bytes at offset 7000, expected 1000: the file was cut short"):
+            file.read(0, 10_000)
 
 
 def test_a_reading_error_names_the_reason(tmp_path, monkeypatch):

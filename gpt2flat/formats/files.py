@@ -10,6 +10,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,9 @@ except ImportError:  # Windows
     fcntl = None
 
 BLOCK = 4 << 20  # bytes that are read or written at once: a disk's full speed, and still warm for a hash
+PIECE = 16 << 20  # bytes of a large view that a thread reads
+READERS = min(4, os.cpu_count() or 1)
+BY_POSITION = hasattr(os, "preadv")  # not on macOS and Windows
 
 
 class RegularFile:
@@ -45,8 +49,17 @@ class RegularFile:
         self.size = status.st_size
 
     def read_into(self, offset: int, view) -> None:
-        """Fills `view` (writable, contiguous) with the bytes from `offset` on."""
+        """Fills `view` (writable, contiguous) with the bytes from `offset` on; of a large one several pieces at a time, since new
+        memory costs more than reading does."""
         rest = memoryview(view).cast("B") if memoryview(view).nbytes else memoryview(b"")
+        if len(rest) < 2 * PIECE or not BY_POSITION:
+            return self._read_piece(offset, rest)
+        with ThreadPoolExecutor(READERS) as pool:
+            starts = range(0, len(rest), PIECE)
+            for _ in pool.map(lambda start: self._read_piece(offset + start, rest[start : start + PIECE]), starts):
+                pass
+
+    def _read_piece(self, offset: int, rest: memoryview) -> None:
         wanted = len(rest)
         while rest:
             try:
@@ -253,7 +266,7 @@ def _option(*names: str) -> int:
 def _read_at(fd: int, view, offset: int) -> int:
     """Bytes read into `view` from `offset` on: by position where the system can, else (macOS, Windows) behind a
     seek."""
-    if hasattr(os, "preadv"):
+    if BY_POSITION:
         return os.preadv(fd, [view], offset)
     os.lseek(fd, offset, os.SEEK_SET)
     data = os.read(fd, len(view))

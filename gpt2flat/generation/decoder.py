@@ -137,7 +137,7 @@ class Decoder:
     def _read(self, rows: np.ndarray) -> None:
         """Reads the ids of some rows into the cache, neighbours together, and makes their logits anew; those of others stay."""
         seen, token = self.lengths - self._first, self._cache.token
-        others = np.setdiff1d(np.arange(len(seen)), rows)
+        others = np.delete(np.arange(len(seen)), rows)
         qkv, stream, logits = token["qkv"].copy(), token["stream"].copy(), token["logits"][others]
         while len(rows):
             count = 1
