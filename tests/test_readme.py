@@ -2,6 +2,7 @@
 
 python tests/test_readme.py writes the generated parts anew."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -96,4 +97,5 @@ if __name__ == "__main__":
     for name, make in GENERATED.items():
         text = section(name).sub(lambda found, make=make: found[1] + make() + "\n" + found[3], text)
     README.write_text(text)
+    os.environ["OMP_NUM_THREADS"] = "2"  # what scratch is goes by them
     sys.exit(info([*MAP, str(PICTURE)]))
