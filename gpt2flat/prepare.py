@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from .command import Parser, data_folders, number, run
-from .data.documents import HUB, STDIN, Reading, Tally, find_sources
+from .data.documents import Reading, Tally
 from .data.prepared import Order, prepare
 from .data.sets import KNOWN, locate, surprise, write_questions
 from .data.shards import SHARD, Split
+from .data.sources import HUB, STDIN, find_sources
 from .data.tokenizer import check_tokenizer
 from .errors import UsageError
 from .kernels.threads import MAX_THREADS, default_threads

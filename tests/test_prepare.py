@@ -16,7 +16,7 @@ import pytest
 from awkward import EOT, awkward, plain
 
 from gpt2flat.data import shards, spool
-from gpt2flat.data.documents import split
+from gpt2flat.data.documents import _cut_lines as cut_lines, split
 from gpt2flat.data.tokenizer import Tokenizer
 from gpt2flat.errors import DataError
 from gpt2flat.formats import llmc
@@ -143,6 +143,25 @@ def test_every_input_gives_the_same_documents(here, monkeypatch, line):
         assert [source["name"] for source in told["sources"]] == ["in/a.txt", "in/b.md", "in/deep/c.txt"]
 
 
+def test_what_else_a_folder_may_hold(here, monkeypatch):
+    """A link to a file is one; a loop is not walked, a pipe not waited for, and what cannot be read is told."""
+    texts = write_inputs()
+    Path("in/deep/loop").symlink_to("..")
+    Path("in/z.txt").symlink_to("a.txt")
+    Path("in/gone.txt").symlink_to("nowhere")
+    os.mkfifo("in/pipe.txt")
+    Path("in/secret").mkdir()
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path=".": scandir("nowhere" if str(path).endswith("secret") else path))
+    assert main(["in", "--name", "x", "--val-split", "last"]) == 0
+    assert both("x") == documents(*texts, texts[0])
+    assert report("x")["skipped"]["a folder that cannot be read"] == {"count": 1, "first": ["in/secret"]}
+    with monkeypatch.context() as inside:
+        inside.chdir("in")
+        assert main([".", "--name", "y", "--out", "../data"]) == 0
+    assert [source["name"] for source in report("y")["sources"]] == ["a.txt", "b.md", "deep/c.txt", "z.txt"]
+
+
 def test_standard_input_read_twice(here, monkeypatch):
     for tokenizer in ("char", "byte"):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(STORY.encode() * 20)))
@@ -171,16 +190,16 @@ def test_what_is_no_utf8(here, capsys):
 
 
 def test_lines_that_are_none(here, capsys):
-    lines = ['{"text": "one"}', "", '{"text": "tw', "[1]", '{"txt": "x"}', '{"text": null}', '{"text": ""}', "7", '{"text": "a", "text": "two"}',
-             '{"text": "\\ud800 \\ud83d\\ude00 three"}', "[" * 100_000, '{"n": ' + "9" * 5000 + "}", "   "]  # fmt: skip
+    lines = [' {"text": "one"}\r', "", '{"text": "tw', "[1]", '{"txt": "x"}', '{"text": null}', '{"text": ""}', "7", '{"text": "a", "text": "two"}',
+             '{"text": "\\ud800 \\ud83d\\ude00 three"}', "[" * 100_000, '{"n": ' + "9" * 5000 + "}", "   ", '{"text": "x"} y']  # fmt: skip
     Path("l.jsonl").write_bytes("\n".join(lines).encode() + b'\n{"text": "caf\xe9"}\n{"text": "four"}')
     assert main(["l.jsonl", "--val-fraction", "0.5"]) == 0
     assert both("l") == documents("one", "two", "\ufffd \U0001f600 three", "four")
     assert {why: entry["count"] for why, entry in report("l")["skipped"].items()} == {
-        "no JSON": 3, "no JSON object": 2, "no field 'text'": 1, "field 'text' is no text": 1, "not UTF-8": 1, "an empty document": 1,
+        "no JSON": 4, "no JSON object": 2, "no field 'text'": 1, "field 'text' is no text": 1, "not UTF-8": 1, "an empty document": 1,
     }  # fmt: skip
-    assert report("l")["skipped"]["not UTF-8"]["first"] == ["l.jsonl:14"]
-    assert "left out  3 x no JSON: l.jsonl:3, l.jsonl:11, l.jsonl:12" in capsys.readouterr().out
+    assert report("l")["skipped"]["not UTF-8"]["first"] == ["l.jsonl:15"]
+    assert "left out  4 x no JSON: l.jsonl:3, l.jsonl:11, l.jsonl:12 ..." in capsys.readouterr().out
     Path("none.jsonl").write_text('{"txt": 1}\n')
     assert main(["none.jsonl"]) == 4
     refused(capsys, 4, "none.jsonl: no text in it", "no field 'text', none.jsonl:1")
@@ -402,6 +421,18 @@ def test_documents_are_told_apart_however_the_text_comes(separator, keep):
         cuts = sorted(rng.choices(range(len(text) + 1), k=6))
         pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
         assert ["".join(document) for document in split(pieces, separator, keep)] == expected
+
+
+def test_lines_are_cut_however_the_bytes_come(monkeypatch):
+    monkeypatch.setattr("gpt2flat.data.documents.MAX_LINE", 8)
+    rng = random.Random(2)
+    for _ in range(300):
+        data = "".join(rng.choices(["a", "bcd", "\n", "\r\n", "0123456789"], k=rng.randrange(30))).encode()
+        cuts = sorted(rng.choices(range(len(data) + 1), k=6))
+        blocks = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+        lines, expected = list(cut_lines(blocks)), data.split(b"\n")
+        assert [line[:9] for line in lines] == [line[:9] for line in expected[: len(expected) - (not expected[-1])]]
+        assert max(map(len, lines), default=0) <= 9 + max(map(len, blocks))
 
 
 def children(pid: int) -> list[int]:

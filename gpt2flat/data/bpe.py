@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -22,21 +23,14 @@ SHORT = 1 << 13  # a text below this is not worth a second encoder
 LONG_SPACE = 1 << 16  # tiktoken gives up at a million characters of white space
 RUN = "\U0010fffd"  # stands for a run of white space that was taken out; a private character
 
-_SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Unicode's White_Space, tiktoken's \s
+# Unicode's White_Space, tiktoken's \s
+_SPACES = (*range(9, 14), 32, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000)
+_IS_SPACE = np.isin(np.arange(_SPACES[-1] + 2), _SPACES)  # the last is for all characters beyond
+_IS_SPACE_BYTE = _IS_SPACE[:256].tobytes()
 _LETTERS = r"0-9A-Za-z\u3042-\u3093\u30a2-\u30f3\u4e00-\u9fa5\uac00-\ud7a3"  # letters and digits in any Unicode version
 _SIGNS = r"!-/:-@\[-`{-~\u3001\u3002\uff01\uff0c\uff1b\uff1f"
 # Behind what is no space before a space, and behind a letter before a sign, a word ends whatever surrounds them.
 _LAST_CUT = re.compile(rf"(?s:.*)(?:\S(?=[ \n])|[{_LETTERS}](?=[{_SIGNS}]))")
-
-
-def _runs(space: str, end: str) -> re.Pattern:
-    """Runs of white space, `space` or more, that are one word: all but the last character, or all of it at the end of a text."""
-    return re.compile(rf"({space}[{_SPACE}]+)(?=[{_SPACE}][^{_SPACE}]|{end})")
-
-
-_LONG_RUNS = _runs(rf"[{_SPACE}]{{{LONG_SPACE}}}", "(?!)")
-_RUNS = _runs(rf"[{_SPACE}]", r"\Z")
-_RUNS_IN_DOCUMENTS = _runs(rf"[{_SPACE}]", rf"\Z|{re.escape(END_OF_TEXT)}")
 
 
 def cut(pieces: Iterable[str]) -> Iterator[str]:
@@ -53,6 +47,25 @@ def cut(pieces: Iterable[str]) -> Iterator[str]:
             held = held[at:]
     if held:
         yield held
+
+
+def _apart(text: str, ends: np.ndarray, least: int = 2) -> list[str]:
+    """text, white space, text ... text: runs of white space that are one word of at least so many characters, each taken out.
+
+    Such a word is all of a run but its last character, or all of it where a text ends."""
+    if text.isascii():
+        space = np.frombuffer(text.encode().translate(_IS_SPACE_BYTE), bool)
+    else:
+        space = _IS_SPACE[np.minimum(np.frombuffer(text.encode("utf-32-le"), "<u4"), len(_IS_SPACE) - 1)]
+    pairs = np.flatnonzero(space[1:] & space[:-1])
+    apart = np.diff(pairs) > 1
+    begins, stops = pairs[np.r_[True, apart][: len(pairs)]], pairs[np.r_[apart, True][: len(pairs)]] + 2
+    at_end = np.zeros(len(text) + 1, bool)
+    at_end[ends] = True
+    stops -= ~at_end[stops]
+    words = stops - begins >= least
+    bounds = np.stack([begins[words], stops[words]], 1).ravel().tolist()
+    return [text[begin:end] for begin, end in pairwise([0, *bounds, len(text)])]
 
 
 class Encoder:
@@ -78,22 +91,25 @@ class Encoder:
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of a text without surrogates, (n,) int32."""
-        return _join([self._part(part, _RUNS, set()) for part in cut([text])])
+        return _join([self._part([part]) for part in cut([text])])
 
     def encode_documents(self, texts: list[str]) -> np.ndarray:
         """The ids of all texts, end-of-text before each of them; what looks like it stays text."""
         if any(END_OF_TEXT in text for text in texts) or max(map(len, texts), default=0) > CUT:
             eot = np.array([self._special[END_OF_TEXT]], np.int32)
             return _join([ids for text in texts for ids in (eot, self.encode(text))])
-        return _join([self._part(END_OF_TEXT.join(["", *texts]), _RUNS_IN_DOCUMENTS, {END_OF_TEXT})])
+        return _join([self._part(["", *texts])])
 
-    def _part(self, text: str, runs: re.Pattern, special: set[str]) -> np.ndarray:
+    def _part(self, texts: list[str]) -> np.ndarray:
+        """The ids of texts with end-of-text between them; only one alone may hold what looks like it."""
+        text, special = END_OF_TEXT.join(texts), {END_OF_TEXT} if len(texts) > 1 else set()
+        ends = np.cumsum([len(text) + len(END_OF_TEXT) for text in texts]) - len(END_OF_TEXT)
         if len(text) < SHORT or RUN in text:
-            words = _LONG_RUNS.split(text)
+            words = _apart(text, ends, LONG_SPACE)
             return _join(
                 [self._exact.encode_to_numpy(w, allowed_special=special, disallowed_special=()) for w in words]
             )
-        words = runs.split(text)  # text, white space, text, white space ... text
+        words = _apart(text, ends)
         ids = self._fast.encode_to_numpy(RUN.join(words[::2]), allowed_special={RUN, *special}, disallowed_special=())
         if len(words) == 1:
             return ids

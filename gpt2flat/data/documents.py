@@ -1,33 +1,26 @@
-"""Where documents come from: text files, folders, patterns, standard input, JSON lines, Hugging Face datasets; also packed.
+"""Documents out of bytes: a text, parts of one between separators, or lines of JSON; also packed.
 
-A document is an iterator of pieces of text, to be taken before the next document is asked for; nothing is ever held as a
-whole but a line of JSON. What is left out is counted, with its first places."""
+A document is pieces of text, to be taken before the next document is asked for; nothing is ever held as a whole but a line
+of JSON. What is left out is counted, with its first places."""
 
 import codecs
-import glob
 import gzip
 import hashlib
-import io
 import json
 import os
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 
-from ..errors import DataError, UsageError
-from ..formats.files import RegularFile
+from ..errors import DataError
 from .tokenizer import valid
 
-Document = Iterator[str]
+Document = Iterable[str]
 PIECE = 1 << 20  # bytes read at once
 MAX_LINE = 1 << 26  # bytes of a line of JSON, which has to be held as a whole
-TEXT, LINES = (".txt", ".text", ".md", ".rst", ".raw"), (".jsonl", ".ndjson")  # what is taken from a folder
+LINES = (".jsonl", ".ndjson")
 PACKED = ".gz"
-STDIN, HUB = "-", "hf:"
 KEPT = 3  # places told of what was left out; sources named in a report: 1000 times as many
 
 
@@ -69,139 +62,55 @@ class Reading:
     invalid: str = "refuse"
 
 
-@dataclass(frozen=True)
-class Source:
-    """Something that documents come from; `open` is called for each pass over them. size: its bytes, if they are known."""
-
-    name: str
-    open: Callable[[Reading, Tally], Iterator[Document]]
-    size: int | None = None
-    again: bool = True  # whether it can be read twice
-
-
-def find_sources(inputs: list[str], tally: Tally) -> list[Source]:
-    """The sources that words of a command line name, in their order; of a folder or pattern sorted by bytes.
-
-    Raises UsageError, DataError for what is not there."""
-    found = [source for word in inputs for source in _find(word, tally)]
-    if not found:
-        raise DataError(
-            f"{' '.join(inputs)}: no text files there, expected names that end in {', '.join(TEXT + LINES)}"
-        )
-    return found
-
-
-def _find(word: str, tally: Tally) -> Iterator[Source]:
-    if word == STDIN:
-        yield Source("standard input", partial(_open_stdin), again=False)
-    elif word.startswith(HUB):
-        yield Source(word, partial(_open_hub, word.removeprefix(HUB)))
-    elif os.path.isdir(word):
-        for path in sorted((p for p in Path(word).rglob("*") if p.is_file()), key=lambda p: os.fsencode(p)):
-            if _suffix(path.name) in TEXT + LINES:
-                yield file_source(path)
-            else:
-                tally.skip("its name is none of a text file", str(path))
-    elif os.path.lexists(word):
-        yield file_source(Path(word))
-    else:
-        paths = sorted(glob.glob(word, recursive=True), key=os.fsencode)
-        if not paths:
-            raise DataError(
-                f"{word}: no such file, expected text, a folder, a pattern that matches some, - or {HUB}NAME"
-            )
-        for path in paths:
-            if os.path.isfile(path):
-                yield file_source(Path(path))
-
-
-def file_source(path: Path) -> Source:
-    return Source(str(path), partial(_open_file, path), path.stat().st_size if path.exists() else None)
-
-
-def _suffix(name: str) -> str:
-    return os.path.splitext(name.lower().removesuffix(PACKED))[1]
-
-
-# --- bytes -----------------------------------------------------------------------------------------------------------
-
-
-class Counted(io.RawIOBase):
-    """The bytes of a source on their way: counted, and hashed."""
+class Counted:
+    """The bytes of a source on their way: counted, and hashed. read(n): at most n bytes, none at the end."""
 
     def __init__(self, read: Callable[[int], bytes], tally: Tally):
         self._read, self._tally = read, tally
         self.sha256, self.size = hashlib.sha256(), 0
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, view) -> int:
-        data = self._read(len(view))
-        view[: len(data)] = data
+    def read(self, size: int) -> bytes:
+        data = self._read(size)
         self.sha256.update(data)
         self.size += len(data)
         self._tally.read += len(data)
-        return len(data)
-
-
-def _open_file(path: Path, reading: Reading, tally: Tally) -> Iterator[Document]:
-    with RegularFile(path, DataError) as file:
-        at = 0
-
-        def read(n: int) -> bytes:
-            nonlocal at
-            data = file.read(at, min(n, file.size - at))
-            at += len(data)
-            return data
-
-        yield from documents_of(str(path), Counted(read, tally), reading, tally)
-
-
-def _open_stdin(reading: Reading, tally: Tally) -> Iterator[Document]:
-    yield from documents_of("standard input", Counted(sys.stdin.buffer.read1, tally), reading, tally)
-
-
-class _Stream:
-    """Bytes for a reader, unpacked if need be; damage is a DataError."""
-
-    def __init__(self, name: str, raw: Counted):
-        self._name, self._stream = name, io.BufferedReader(raw, PIECE)
-        if name.lower().endswith(PACKED):
-            self._stream = gzip.GzipFile(fileobj=self._stream)
-
-    def read(self, size: int) -> bytes:
-        return self._sound(self._stream.read, size)
-
-    def readline(self, size: int) -> bytes:
-        return self._sound(self._stream.readline, size)
-
-    def _sound(self, read: Callable[[int], bytes], size: int) -> bytes:
-        try:
-            return read(size)
-        except (gzip.BadGzipFile, EOFError, zlib.error, zipfile.BadZipFile) as problem:
-            raise DataError(f"{self._name}: cannot be unpacked: {str(problem).lower()}: copy the file again") from None
+        return data
 
 
 def documents_of(name: str, raw: Counted, reading: Reading, tally: Tally) -> Iterator[Document]:
     """The documents in the bytes of a source, by its name; counted in `tally` when all were read."""
-    form = reading.form if reading.form != "auto" else "jsonl" if _suffix(name) in LINES else "text"
-    yield from (_lines if form == "jsonl" else _text)(name, _Stream(name, raw), reading, tally)
+    form = reading.form if reading.form != "auto" else "jsonl" if suffix(name) in LINES else "text"
+    yield from (_lines if form == "jsonl" else _text)(name, _blocks(name, raw), reading, tally)
     tally.finish(name, raw.size, raw.sha256.hexdigest())
+
+
+def suffix(name: str) -> str:
+    """What a name ends in when it is not packed."""
+    return os.path.splitext(name.lower().removesuffix(PACKED))[1]
+
+
+def _blocks(name: str, raw: Counted) -> Iterator[bytes]:
+    """The bytes, unpacked if need be; damage is a DataError."""
+    stream = gzip.GzipFile(fileobj=raw) if name.lower().endswith(PACKED) else raw
+    try:
+        while block := stream.read(PIECE):
+            yield block
+    except (gzip.BadGzipFile, EOFError, zlib.error, zipfile.BadZipFile) as problem:
+        raise DataError(f"{name}: cannot be unpacked: {str(problem).lower()}: copy the file again") from None
 
 
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
-def _text(name: str, stream, reading: Reading, tally: Tally) -> Iterator[Document]:
-    pieces = _decoded(name, stream, reading, tally)
+def _text(name: str, blocks: Iterator[bytes], reading: Reading, tally: Tally) -> Iterator[Document]:
+    pieces = _decoded(name, blocks, reading, tally)
     if reading.separator is None:
         yield pieces
     else:
         yield from split(pieces, reading.separator, reading.keep)
 
 
-def _decoded(name: str, stream, reading: Reading, tally: Tally) -> Iterator[str]:
+def _decoded(name: str, blocks: Iterator[bytes], reading: Reading, tally: Tally) -> Iterator[str]:
     """UTF-8 without a leading byte order mark; line ends and NUL stay as they are."""
 
     def replace(problem: UnicodeDecodeError):
@@ -211,81 +120,96 @@ def _decoded(name: str, stream, reading: Reading, tally: Tally) -> Iterator[str]
     codecs.register_error("gpt2flat.replace", replace)
     decoder = codecs.getincrementaldecoder("utf-8-sig")("strict" if reading.invalid == "refuse" else "gpt2flat.replace")
     at = 0
-    while True:
-        data = stream.read(PIECE)
-        at += len(data)
-        try:
-            yield decoder.decode(data, final=not data)
-        except UnicodeDecodeError as problem:
-            offset = at - len(problem.object) + problem.start
-            raise DataError(
-                f"{name}: found byte 0x{problem.object[problem.start]:02x} at offset {offset}, expected UTF-8 text: convert it, "
-                "for example with iconv -f latin1 -t utf-8, or --invalid replace"
-            ) from None
-        if not data:
-            return
+    try:
+        for block in blocks:
+            at += len(block)
+            yield decoder.decode(block)
+        yield decoder.decode(b"", final=True)
+    except UnicodeDecodeError as problem:
+        offset = at - len(problem.object) + problem.start
+        raise DataError(
+            f"{name}: found byte 0x{problem.object[problem.start]:02x} at offset {offset}, expected UTF-8 text: convert it, "
+            "for example with iconv -f latin1 -t utf-8, or --invalid replace"
+        ) from None
 
 
 def split(pieces: Iterable[str], separator: str, keep: bool) -> Iterator[Document]:
     """The documents of a text with a separator between them, as str.split finds them, however the pieces come."""
     pieces = iter(pieces)
-    held, at, ended = "", 0, False  # held[at:] is still to be told
+    held, ended = "", False
 
-    def document() -> Document:
-        nonlocal held, at, ended
-        while True:
-            found = held.find(separator, at)
-            if found >= 0:
-                end = found + len(separator)
-                part, at = held[at : end if keep else found], end
-                yield part
-                return
-            sure = max(len(held) - len(separator) + 1, at)  # from there on a separator may begin
-            yield held[at:sure]
+    def unfinished() -> Document:
+        """The one whose end was not in `held`; leaves there what follows it."""
+        nonlocal held, ended
+        while (found := held.find(separator)) < 0:
+            sure = max(len(held) - len(separator) + 1, 0)  # from there on a separator may begin
+            yield held[:sure]
             piece = next(pieces, None)
-            held, at = held[sure:] + (piece or ""), 0
+            held = held[sure:] + (piece or "")
             if piece is None:
                 ended = True
                 yield held
                 return
+        end = found + len(separator)
+        yield held[: end if keep else found]
+        held = held[end:]
 
     while not ended:
-        yield document()
+        *whole, held = held.split(separator)
+        for part in whole:
+            yield (part + separator if keep else part,)
+        yield unfinished()
 
 
-# --- lines of JSON, and Hugging Face's datasets ----------------------------------------------------------------------
+# --- lines of JSON ---------------------------------------------------------------------------------------------------
+
+_JSON = json.JSONDecoder()
+_JSON_SPACE = " \t\n\r"
 
 
-def _lines(name: str, stream, reading: Reading, tally: Tally) -> Iterator[Document]:
-    number = 0
-    while line := stream.readline(MAX_LINE + 1):
-        number += 1
+def _lines(name: str, blocks: Iterator[bytes], reading: Reading, tally: Tally) -> Iterator[Document]:
+    for number, line in enumerate(_cut_lines(blocks), 1):
         if len(line) > MAX_LINE:
             tally.skip(f"a line of more than {MAX_LINE >> 20} MiB", f"{name}:{number}")
-            while line and not line.endswith(b"\n"):
-                line = stream.readline(MAX_LINE)
             continue
         text, problem = _field(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, reading.field)
         if problem:
             tally.skip(problem, f"{name}:{number}")
         elif text is not None:
-            yield iter((valid(text),))
+            yield (valid(text),)
+
+
+def _cut_lines(blocks: Iterable[bytes]) -> Iterator[bytes | bytearray]:
+    """Lines without their ends; of one that is longer than MAX_LINE a little more than so much."""
+    held = bytearray()
+    for block in blocks:
+        first, *lines = block.split(b"\n")
+        held += first
+        if lines:
+            yield held
+            held = bytearray(lines.pop())
+            yield from lines
+        del held[MAX_LINE + 1 :]
+    if held:
+        yield held
 
 
 def _field(line: bytes, field: str) -> tuple[str | None, str]:
     """(text, problem) of a line; a blank one has neither. Of a key that comes twice the last counts, as in json."""
-    if line.isspace():
+    if not line or line.isspace():
         return None, ""
     try:
-        found = json.loads(line.decode())
+        text = line.decode().strip(_JSON_SPACE)
+        found, end = _JSON.raw_decode(text)  # json.loads asks twice as much around it
     except UnicodeDecodeError:
         return None, "not UTF-8"
     except (ValueError, RecursionError):
         return None, "no JSON"
-    return _value(found, field)
+    return value(found, field) if end == len(text) else (None, "no JSON")
 
 
-def _value(row, field: str) -> tuple[str | None, str]:
+def value(row, field: str) -> tuple[str | None, str]:
+    """(text, problem) of a row of a data set."""
     if not isinstance(row, dict):
         return None, "no JSON object"
     if field not in row:
@@ -293,28 +217,3 @@ def _value(row, field: str) -> tuple[str | None, str]:
     if not isinstance(row[field], str):
         return None, f"field {field!r} is no text"
     return row[field], ""
-
-
-def _open_hub(name: str, reading: Reading, tally: Tally) -> Iterator[Document]:
-    """hf:NAME, hf:NAME:CONFIG, and @SPLIT behind either; the default split is train."""
-    try:
-        import datasets
-    except ImportError:
-        raise UsageError(f"{HUB}{name} needs the package datasets: pip install 'gpt2flat[datasets]'") from None
-    whole, _, part = name.partition("@")
-    path, _, config = whole.partition(":")
-    try:
-        rows = datasets.load_dataset(path, config or None, split=part or "train", streaming=True)
-        size = 0
-        for number, row in enumerate(rows):
-            text, problem = _value(row, reading.field)
-            if problem:
-                tally.skip(problem, f"{HUB}{name}, row {number}")
-            else:
-                size += len(text)
-                tally.read += len(text)
-                yield iter((valid(text),))
-    except Exception as problem:  # whatever datasets, its file systems and the network raise
-        said = " ".join(str(problem).split())[:300]
-        raise DataError(f"{HUB}{name}: cannot be read: {said}: check name and network, or give local files") from None
-    tally.finish(f"{HUB}{name}", size, None)

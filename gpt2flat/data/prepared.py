@@ -16,8 +16,9 @@ from ..errors import CheckpointError, DataError, UsageError, reason
 from ..formats.files import write_atomically, write_stream_atomically
 from . import shards
 from .bpe import MOST_VOCAB
-from .documents import PIECE, Document, Reading, Source, Tally, file_source
+from .documents import PIECE, Document, Reading, Tally
 from .shards import Part, Split
+from .sources import Source, file_source
 from .spool import TOKENIZER, Spool, segments
 from .tokenizer import Tokenizer, make_tokenizer
 
@@ -91,8 +92,7 @@ def _tokenizer(order: Order, sides: list[list[Source]], watch: Watch) -> Tokeniz
         for sources in sides:
             for part in segments(_documents(order, sources, tally), tally, order.most):
                 watch("reading", tally)
-                for _, raw in part.texts:
-                    yield raw.decode()
+                yield from part.texts
 
     made = make_tokenizer(order.tokenizer, texts())
     if made.vocab_size > MOST_VOCAB:

@@ -17,9 +17,10 @@ from pathlib import Path
 from ..errors import CheckpointError, DataError, reason
 from ..formats.choices import ChoiceLines, write_choices
 from ..formats.files import RegularFile, write_stream_atomically
-from .documents import PIECE, Counted, Document, Reading, Source, Tally, documents_of, file_source, find_sources
+from .documents import PIECE, Counted, Document, Reading, Tally, documents_of
 from .download import fetch
 from .shards import SHARD, Split
+from .sources import Source, file_source, find_sources
 from .tokenizer import Tokenizer, valid
 
 
@@ -119,12 +120,12 @@ def _told(path: Path, index: int, reading: Reading, tally: Tally) -> Iterator[Do
             raise DataError(f"{path}: has {file.size} bytes, expected at most {MOST_STORIES}")
         raw = Counted(io.BytesIO(file.read(0, file.size)).read, tally)
     try:
-        told = [entry["story"].strip() for entry in json.loads(io.BufferedReader(raw, PIECE).read())]
+        told = [entry["story"].strip() for entry in json.loads(raw.read(file.size))]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise DataError(f'{path}: is no list of {{"story": ...}} in JSON: fetch the archive again') from None
     random.Random(1337 + index).shuffle(told)
     for story in told:
-        yield iter((valid(story),))
+        yield (valid(story),)
     tally.finish(str(path), raw.size, raw.sha256.hexdigest())
 
 

@@ -36,9 +36,12 @@ class Split:
         at, document = 0, -1
         for ids in spool:
             if self.how == "documents":
-                number = document + np.cumsum(ids == eot)
-                yield ids, np.floor((number + 1) * self.amount) > np.floor(number * self.amount)
-                document = int(number[-1])
+                bounds = np.flatnonzero(ids == eot)
+                # what is in front of the first is of the document before
+                number = np.arange(document, document + len(bounds) + 1)
+                chosen = np.floor((number + 1) * self.amount) > np.floor(number * self.amount)
+                yield ids, np.repeat(chosen, np.diff(bounds, prepend=0, append=len(ids)))
+                document += len(bounds)
             else:
                 place = np.arange(at, at + len(ids))
                 yield ids, (begin <= place) & (place < end)

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -30,32 +32,35 @@ TOKENIZER = "tokenizer.bin"
 
 @dataclass
 class Segment:
-    """Texts in UTF-8, each with whether a document starts there."""
+    """Texts, each with whether a document starts there."""
 
-    texts: list[tuple[bool, bytes]]
-    size: int  # bytes
+    texts: list[str]
+    starts: list[bool]
 
-    def key(self, tokenizer: bytes) -> str:
+    def measure(self, tokenizer: bytes) -> tuple[int, str]:
+        """The bytes of its texts in UTF-8, and the name of what this tokenizer makes of them."""
+        raw = "".join(self.texts).encode()
         digest = hashlib.sha256(tokenizer)
-        for starts, text in self.texts:
-            digest.update(b"%d %d " % (starts, len(text)))
-            digest.update(text)
-        return digest.hexdigest()[:32]
+        for lengths in (len(self.texts), *map(len, self.texts)), self.starts:
+            digest.update(np.array(lengths, "<i8"))
+        digest.update(raw)
+        return len(raw), digest.hexdigest()[:32]
 
 
 def segments(documents: Iterable[Document], tally: Tally, most: int | None = None) -> Iterator[Segment]:
     """The documents (at most so many) in segments of about SEGMENT characters. Empty documents are left out and counted."""
-    texts, size, held, taken = [], 0, 0, 0
+    texts, starts, held, taken = [], [], 0, 0
     for document in documents:
-        starts = True
+        first = True
         for part in cut(document):
-            raw = part.encode()
-            texts.append((starts, raw))
-            starts, size, held = False, size + len(raw), held + len(part)
+            texts.append(part)
+            starts.append(first)
+            first = False
+            held += len(part)
             if held >= SEGMENT:
-                yield Segment(texts, size)
-                texts, size, held = [], 0, 0
-        if starts:
+                yield Segment(texts, starts)
+                texts, starts, held = [], [], 0
+        if first:
             tally.skip("an empty document", f"behind document {tally.documents}")
             continue
         tally.documents += 1
@@ -63,22 +68,15 @@ def segments(documents: Iterable[Document], tally: Tally, most: int | None = Non
         if taken == most:
             break
     if texts:
-        yield Segment(texts, size)
+        yield Segment(texts, starts)
 
 
-def encode(tokenizer: Tokenizer, texts: list[tuple[bool, bytes]]) -> np.ndarray:
+def encode(tokenizer: Tokenizer, part: Segment) -> np.ndarray:
     """The ids of a segment, int32."""
-    rows, together = [np.empty(0, np.int32)], []
-    for starts, raw in texts:
-        if starts:
-            together.append(raw.decode())
-            continue
-        if together:
-            rows.append(tokenizer.encode_documents(together))
-            together = []
-        rows.append(tokenizer.encode(raw.decode()))
-    if together:
-        rows.append(tokenizer.encode_documents(together))
+    rows = []
+    for start, pairs in groupby(zip(part.starts, part.texts, strict=True), itemgetter(0)):
+        texts = [text for _, text in pairs]
+        rows += [tokenizer.encode_documents(texts)] if start else map(tokenizer.encode, texts)
     return np.concatenate(rows)
 
 
@@ -105,11 +103,12 @@ class Spool:
         with _workers(self.folder / TOKENIZER, jobs) as submit:
             waiting: deque[Future | int] = deque()
             for part in parts:
-                name = f"{self.side}-{len(self.names):08d}-{part.key(tokenizer)}.bin"
+                size, key = part.measure(tokenizer)
+                name = f"{self.side}-{len(self.names):08d}-{key}.bin"
                 self.names.append(name)
-                self.text += part.size
+                self.text += size
                 known = _count(self.folder / name) if name in there else 0
-                waiting.append(known or submit(self.folder / name, part.texts))
+                waiting.append(known or submit(self.folder / name, part))
                 watch()
                 while len(waiting) > jobs + 1:
                     self.counts.append(_result(waiting.popleft()))
@@ -142,15 +141,15 @@ _tokenizer: Tokenizer | None = None  # of a process that encodes
 
 @contextlib.contextmanager
 def _workers(tokenizer: Path, jobs: int):
-    """submit(path, texts) -> a Future of the count, or with one job the count."""
+    """submit(path, part) -> a Future of the count, or with one job the count."""
     if jobs == 1:
         loaded = Tokenizer.load(tokenizer)
-        yield lambda path, texts: _write(loaded, path, texts)
+        yield lambda path, part: _write(loaded, path, part)
         return
     context = multiprocessing.get_context("spawn")  # threads, if any run here, do not survive a fork
     pool = ProcessPoolExecutor(jobs, context, _begin, (tokenizer,))
     try:
-        yield lambda path, texts: pool.submit(_encode_in_process, path, texts)
+        yield lambda path, part: pool.submit(_encode_in_process, path, part)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -167,11 +166,11 @@ def _end_with(parent) -> None:
     os._exit(1)
 
 
-def _encode_in_process(path: Path, texts: list[tuple[bool, bytes]]) -> int:
-    return _write(_tokenizer, path, texts)
+def _encode_in_process(path: Path, part: Segment) -> int:
+    return _write(_tokenizer, path, part)
 
 
-def _write(tokenizer: Tokenizer, path: Path, texts: list[tuple[bool, bytes]]) -> int:
-    ids = encode(tokenizer, texts)
+def _write(tokenizer: Tokenizer, path: Path, part: Segment) -> int:
+    ids = encode(tokenizer, part)
     llmc.write_tokens(path, ids)
     return len(ids)

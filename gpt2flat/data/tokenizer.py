@@ -161,6 +161,8 @@ def _packaged_gpt2() -> Tokenizer:
 
 def valid(text: str) -> str:
     """`text` with surrogate pairs joined and lone surrogates replaced, as tiktoken does; anything else unchanged."""
+    if text.isascii():
+        return text
     try:
         text.encode()
         return text
