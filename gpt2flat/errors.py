@@ -65,7 +65,7 @@ class ForkError(Gpt2FlatError, RuntimeError):
 
 
 class RunLockedError(Gpt2FlatError):
-    """Another process trains in this run directory: names its pid and host."""
+    """Another process trains or prepares in this folder: names its pid and host."""
 
     code = 11
 

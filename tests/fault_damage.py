@@ -11,7 +11,7 @@ from pathlib import Path
 from fault_scenarios import RUN, Outcome, ended, find, in_child, perform, scratch
 from gpt2flat.errors import RunLockedError
 from gpt2flat.training.checkpoints import Checkpoints
-from gpt2flat.training.lock import RunLock
+from gpt2flat.formats.lock import FolderLock
 
 STARTERS = 8
 
@@ -124,7 +124,7 @@ def _one_round(path: Path) -> str:
     if len(lines) != STARTERS or len(winners) != 1 or told != {(winners[0], True)}:
         return str(lines)
     try:
-        RunLock(path).release()
+        FolderLock(path).release()
     except RunLockedError as problem:
         return f"still held by the dead: {problem}"
     return ""
@@ -135,7 +135,7 @@ def _starter(path: Path, say: int, waits: int, go: int) -> None:
     os.read(waits, 1)
     start = time.perf_counter()
     try:
-        lock = RunLock(path)
+        lock = FolderLock(path)
     except RunLockedError as problem:
         owner = str(problem).partition("process ")[2].split()[0]
         os.write(say, f"lost {os.getpid()} {owner} {time.perf_counter() - start}\n".encode())

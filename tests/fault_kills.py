@@ -21,7 +21,7 @@ import numpy as np
 from fault_calls import CODES, Watched, calls_of
 from fault_scenarios import FAILED, RUN, SCENARIOS, Outcome, ended, in_child, perform, scenario, scratch
 from gpt2flat.training.checkpoints import Checkpoints
-from gpt2flat.training.lock import RunLock
+from gpt2flat.formats.lock import FolderLock
 
 KILLED = -signal.SIGKILL
 # read: of the pipe; futex: between the threads that write and hash, as many as it takes
@@ -180,7 +180,7 @@ def _one_life(place: Path, seconds: float, start: int) -> tuple[int, str]:
     said, say = os.pipe()
 
     def work():
-        with RunLock(place / "lock"):
+        with FolderLock(place / "lock"):
             store = Checkpoints(place / "run" / "checkpoints", RUN)
             os.write(say, b"%d\n" % start)
             for step in range(start + 1, 1 << 30):

@@ -13,7 +13,7 @@ from fault_scenarios import Outcome
 from gpt2flat.formats import files
 from gpt2flat.training import manifest
 from gpt2flat.training.checkpoints import Checkpoints
-from gpt2flat.training.lock import RunLock
+from gpt2flat.formats.lock import FolderLock
 from gpt2flat.training.manifest import Checkpoint
 from seeding import fault
 
@@ -110,9 +110,9 @@ MUTANTS = {
     "one file: its name is not synced": Mutant(
         files.write_stream_atomically, "ops.fsync_dir(path.parent)", "pass", ONE_FILE),
     "the lock can be shared": Mutant(
-        RunLock._take, "return fcntl.flock(self._fd, fcntl.LOCK_EX", "return fcntl.flock(self._fd, fcntl.LOCK_SH", (fault_damage.many_starters, 10)),
+        FolderLock._take, "return fcntl.flock(self._fd, fcntl.LOCK_EX", "return fcntl.flock(self._fd, fcntl.LOCK_SH", (fault_damage.many_starters, 10)),
     "the lock file is removed": Mutant(
-        RunLock.release, "os.close(self._fd)", "os.close(self._fd); self.path.unlink(missing_ok=True)",
+        FolderLock.release, "os.close(self._fd)", "os.close(self._fd); self.path.unlink(missing_ok=True)",
         (fault_damage.many_starters, 10)),
 }  # fmt: skip
 

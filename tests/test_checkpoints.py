@@ -3,6 +3,7 @@
 Kills, power cuts and failing calls: test_faults.py."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ from gpt2flat.formats.files import BLOCK, FileOps
 from gpt2flat.inspection.files import describe
 from gpt2flat.training import manifest
 from gpt2flat.training.checkpoints import Checkpoints
-from gpt2flat.training.lock import RunLock
+from gpt2flat.formats.lock import FolderLock
 from gpt2flat.training.manifest import Checkpoint
 from gpt2flat.training.writer import Writer
 
@@ -530,8 +531,8 @@ def test_no_thread_is_a_failure_of_the_save(store, monkeypatch):
 
 HOLD = """
 import sys
-from gpt2flat.training.lock import RunLock
-with RunLock(sys.argv[1]):
+from gpt2flat.formats.lock import FolderLock
+with FolderLock(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -539,9 +540,9 @@ with RunLock(sys.argv[1]):
 
 def test_one_writer_per_run(tmp_path):
     path = tmp_path / "lock"
-    with RunLock(path), pytest.raises(RunLockedError, match=rf"process {os.getpid()} on .*training in it"):
-        RunLock(path)
-    with RunLock(path):
+    with FolderLock(path), pytest.raises(RunLockedError, match=rf"process {os.getpid()} on .*training in it"):
+        FolderLock(path)
+    with FolderLock(path):
         pass
     assert RunLockedError.code == 11
 
@@ -552,11 +553,11 @@ def test_the_lock_dies_with_its_owner(tmp_path):
     assert owner.stdout.readline() == b"held\n"
     start = time.perf_counter()
     with pytest.raises(RunLockedError, match=f"process {owner.pid} on "):
-        RunLock(tmp_path / "lock")
+        FolderLock(tmp_path / "lock")
     assert time.perf_counter() - start < 1
     owner.kill()
     owner.communicate()
-    RunLock(tmp_path / "lock").release()
+    FolderLock(tmp_path / "lock").release()
 
 
 @pytest.mark.parametrize("target", ["absent/lock", "folder", "link"])
@@ -564,16 +565,34 @@ def test_locks_that_cannot_be(tmp_path, target):
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "victim")
     with pytest.raises(CheckpointError, match="cannot be locked"):
-        RunLock(tmp_path / target)
+        FolderLock(tmp_path / target)
     assert not (tmp_path / "victim").exists()
 
 
 def test_a_lock_file_with_other_words(tmp_path):
     path = tmp_path / "lock"
-    with RunLock(path):
+    with FolderLock(path):
         path.write_bytes(b"\x1b]0;x\a" * 1000)
         with pytest.raises(RunLockedError, match="another process is training"):
-            RunLock(path)
+            FolderLock(path)
+
+
+def test_a_lock_file_that_its_owner_removes(tmp_path, monkeypatch):
+    """Who has opened it before takes a new one: there are never two owners."""
+    path, flock = tmp_path / "lock", fcntl.flock
+    first = FolderLock(path)
+
+    def late(fd, how):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        first.remove()
+        return flock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    second = FolderLock(path)
+    with pytest.raises(RunLockedError):
+        FolderLock(path)
+    second.remove()
+    assert not path.exists()
 
 
 # --- optimizer.bin ---------------------------------------------------------------------------------------------------

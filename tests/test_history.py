@@ -14,7 +14,7 @@ from made_runs import make, train, update
 from gpt2flat.errors import CheckpointError
 from gpt2flat.inspection import history, runs
 from gpt2flat.inspection.runs import FAILED, FINISHED, RUNNING, STOPPED, find_runs, open_run
-from gpt2flat.training.lock import RunLock
+from gpt2flat.formats.lock import FolderLock
 
 WRONG = [
     '{"step": 3, "lo', "[1]", "", "null", '"text"', "[" * 100_000, "{" * 50_000, '{"loss": 1}', '{"step": "3", "loss": 1}', '{"step": true}',
@@ -138,14 +138,14 @@ def test_nothing_to_read(tmp_path):
 def test_states(tmp_path, events, state):
     run = make(tmp_path / "run", events)
     assert open_run(run).state == state
-    with RunLock(run / "lock"):
+    with FolderLock(run / "lock"):
         assert open_run(run).state == RUNNING
     assert open_run(run).state == state
 
 
 def test_a_lock_of_another_process_counts_until_it_is_killed(tmp_path):
     run = make(tmp_path / "run")
-    code = "import sys, time; from gpt2flat.training.lock import RunLock; lock = RunLock(sys.argv[1]); print(1, flush=True); time.sleep(99)"
+    code = "import sys, time; from gpt2flat.formats.lock import FolderLock; lock = FolderLock(sys.argv[1]); print(1, flush=True); time.sleep(99)"
     process = subprocess.Popen([sys.executable, "-c", code, str(run / "lock")], stdout=subprocess.PIPE)
     process.stdout.readline()
     assert open_run(run).state == RUNNING
@@ -160,12 +160,12 @@ def test_looking_keeps_no_writer_out(tmp_path):
     with open(path, "w") as looked_at:
         fcntl.flock(looked_at, fcntl.LOCK_SH)
         threading.Timer(0.05, lambda: fcntl.flock(looked_at, fcntl.LOCK_UN)).start()
-        RunLock(path).release()
+        FolderLock(path).release()
 
 
 def test_without_locks_nothing_runs(tmp_path, monkeypatch):
     run = make(tmp_path / "run")
-    with RunLock(run / "lock"):
+    with FolderLock(run / "lock"):
         monkeypatch.setattr(runs, "fcntl", None)
         assert open_run(run).state == FAILED
 

@@ -1,5 +1,6 @@
 """python -m gpt2flat.prepare: what users give it becomes what train takes, whatever the input holds and however it ends."""
 
+import fcntl
 import gzip
 import io
 import json
@@ -299,6 +300,9 @@ def test_what_is_there_is_not_overwritten(here, capsys, monkeypatch):
     before = contents("data")
     assert main(["t.txt"]) == 2
     refused(capsys, 2, "data/t/t.json is there already: --force")
+    Path("data/t/.t.work").mkdir()  # of one that was killed before it had begun
+    assert main(["t.txt"]) == 2
+    capsys.readouterr()
     Path("t.txt").write_bytes(STORY.encode() + b"\xff")
     assert main(["t.txt", "--force"]) == 4  # what was there stays until there is something in its place
     refused(capsys, 4, "expected UTF-8")
@@ -362,6 +366,41 @@ def start(*line: str, **how) -> subprocess.Popen:
     )
 
 
+def test_two_at_once(here, capsys, monkeypatch):
+    """The second is told who is first; a name beside it is free, and nothing of the lock is left."""
+    Path("t.txt").write_text(STORY)
+    told = []
+
+    def write(*args, write=shards.write):
+        if not told:
+            told.append(main(["t.txt"]))
+            refused(capsys, 11, f"data/t: process {os.getpid()} on ", "is preparing it: wait for its end, or give this one another --name")
+            told.append(main(["t.txt", "--name", "u"]))
+        return write(*args)
+
+    monkeypatch.setattr("gpt2flat.data.prepared.shards.write", write)
+    assert main(["t.txt"]) == 0 and told == [11, 0]
+    assert both("t") == both("u") == documents(STORY)
+    assert sorted(path.name for path in Path("data/t").iterdir()) == ["t.json", "t_train.bin", "t_val.bin", "tokenizer.bin"]
+
+
+def test_one_that_ends_while_another_starts(here, capsys, monkeypatch):
+    """Its lock file is gone when the other has opened it, and its data set is there."""
+    Path("t.txt").write_text(STORY)
+    flock = fcntl.flock
+
+    def late(fd, how):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        Path("data/t/.t.lock").rename("data/t/other")
+        assert main(["t.txt"]) == 0
+        return flock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert main(["t.txt"]) == 2
+    refused(capsys, 2, "data/t/t.json is there already")
+    assert both("t") == documents(STORY) and not list(Path("data/t").glob(".*"))
+
+
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_was_ended_goes_on(here, monkeypatch, stop):
     Path("t.txt").write_text("\n\n".join(awkward(60_000, seed=9)))
@@ -376,6 +415,7 @@ def test_a_run_that_was_ended_goes_on(here, monkeypatch, stop):
     if stop == signal.SIGINT:
         assert process.returncode == 130 and said[1] == "gpt2flat prepare: interrupted\n"
     assert not list(Path("data/t").glob("*.bin")) and len(list(work.glob("train-*.bin"))) >= 5
+    assert Path("data/t/.t.lock").exists() == (stop == signal.SIGKILL)  # what is left of it does not block
     victim = sorted(work.glob("train-*.bin"))[1]
     victim.write_bytes(victim.read_bytes()[:-1])  # as if the power had gone
     monkeypatch.setattr(spool, "SEGMENT", 20000)

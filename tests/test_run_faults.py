@@ -1,5 +1,6 @@
 """What happens around a run: readers that go away, full disks, two starts at once, vocabularies that only look alike."""
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -272,9 +273,9 @@ def test_how_a_command_ends(capsys, raised, code, says):
 
 def test_what_is_not_installed_is_said_so(here, monkeypatch):
     def absent(name):
-        raise command.PackageNotFoundError(name)
+        raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(command, "version", absent)
+    monkeypatch.setattr(importlib.metadata, "version", absent)
     monkeypatch.setattr(command.shutil, "which", lambda name: None)  # nor is git
     assert main([*SMALL, "--steps", "1", "-s", "0", "-o", "run"]) == 0
     environment = json.loads(Path("run/env.json").read_text())

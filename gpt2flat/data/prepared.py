@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError, DataError, UsageError, reason
 from ..formats.files import write_atomically, write_stream_atomically
+from ..formats.lock import FolderLock
 from . import shards
 from .bpe import MOST_VOCAB
 from .documents import PIECE, Document, Reading, Tally
@@ -22,6 +23,7 @@ from .sources import Source, file_source
 from .spool import TOKENIZER, Spool, segments
 from .tokenizer import Tokenizer, make_tokenizer
 
+BUSY = "preparing it: wait for its end, or give this one another --name"
 Watch = Callable[[str, Tally], None]
 
 
@@ -49,15 +51,37 @@ class Order:
 def prepare(order: Order, watch: Watch = lambda stage, tally: None) -> dict:
     """Makes the data set and returns its report. `watch` is called now and then with what is going on.
 
-    Raises UsageError, DataError, FormatError, CheckpointError; what was encoded stays for the next attempt."""
-    report, work = order.folder / f"{order.name}.json", order.folder / f".{order.name}.work"
-    there = _files(order)
-    if there and not order.anew and not work.exists():
-        raise UsageError(f"{there[0]} is there already: --force prepares it anew, --name gives another name")
+    Raises UsageError, DataError, FormatError, CheckpointError, and RunLockedError when another process is making it; what was
+    encoded stays for the next attempt."""
+    work = order.folder / f".{order.name}.work"
+    _check_absent(order, work)
+    _make_folder(order.folder)
+    lock = FolderLock(order.folder / f".{order.name}.lock", BUSY)
     try:
-        work.mkdir(parents=True, exist_ok=True)
+        _check_absent(order, work)  # another process may have made it meanwhile
+        _make_folder(work)
+        told = _make(order, work, watch)
+        shutil.rmtree(work, ignore_errors=True)
+    finally:
+        lock.remove()
+    return told
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
-        raise CheckpointError(f"{work}: cannot be made: {reason(problem)}") from None
+        raise CheckpointError(f"{path}: cannot be made: {reason(problem)}") from None
+
+
+def _check_absent(order: Order, work: Path) -> None:
+    """Raises UsageError for a data set that is there and is not to be made anew; one on which work was left may be."""
+    there = _files(order)
+    if there and not order.anew and not (work / TOKENIZER).exists():
+        raise UsageError(f"{there[0]} is there already: --force prepares it anew, --name gives another name")
+
+
+def _make(order: Order, work: Path, watch: Watch) -> dict:
     sides = [(order.sources, "train"), *([(order.val_sources, "val")] if order.val_sources else [])]
     if order.tokenizer not in ("gpt2", "byte"):
         sides = [([_kept(source, work) for source in sources], side) for sources, side in sides]
@@ -67,8 +91,8 @@ def prepare(order: Order, watch: Watch = lambda stage, tally: None) -> dict:
     tokenizer.save(work / TOKENIZER)
     spools = [_encode(order, sources, side, work, tally, watch) for sources, side in sides]
     told = _write(order, tokenizer, spools, tally, watch)
+    report = order.folder / f"{order.name}.json"
     write_atomically(report, (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape"))
-    shutil.rmtree(work, ignore_errors=True)
     return told
 
 

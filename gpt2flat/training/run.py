@@ -14,9 +14,9 @@ from pathlib import Path
 from ..errors import CheckpointError, UsageError, reason
 from ..formats import hub, huggingface
 from ..formats.files import RegularFile, write_atomically
+from ..formats.lock import FolderLock
 from ..memory.arena import human
 from .checkpoints import STEP, TEMPORARY
-from .lock import RunLock
 from .manifest import MODEL
 
 RUNS = Path("runs")
@@ -49,7 +49,7 @@ class Run:
 
     def lock(self) -> None:
         """Makes this process the only writer of the directory until it ends. Raises RunLockedError if another one is."""
-        self._lock = RunLock(self.path / LOCK)
+        self._lock = FolderLock(self.path / LOCK)
 
     def release(self) -> None:
         """Gives the lock up."""
