@@ -32,7 +32,7 @@ ISA_FLAGS = {
     "avx2": ["-mavx2", "-mfma"],
     "avx512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
 }
-ISA_FLAGS["avx512bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]
+ISA_FLAGS["avx512bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16", "-mavx512vnni"]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 # what CFLAGS of the environment may not bring in: bits would change, or the CPU would not know the code
 FORBIDDEN = re.compile(r"-(Ofast|f(fast|unsafe|associative|finite|reciprocal)-math.*|fno-signed-zeros|m(arch=.*|avx.*|fma4?|bmi2?|sse[34].*|f16c|lzcnt))")

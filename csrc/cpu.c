@@ -12,8 +12,9 @@ int64_t cpu_isa(void) {
     (void)hi;
     if ((lo & 0x06) != 0x06 || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b >> 5 & 1)) return 0;
     int f = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1, vl = b >> 31 & 1;
+    int vnni = c >> 11 & 1;
     if ((lo & 0xe6) != 0xe6 || !f || !dq || !bw || !vl) return 1;
-    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1) ? 3 : 2;
+    return vnni && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1) ? 3 : 2;
 }
 #else
 int64_t cpu_isa(void) { return 0; }

@@ -1,234 +1,112 @@
-// decode: one new token for each of B rows. Its products read every weight once, so memory is their limit: a thread streams rows of
-// weights, a few at a time, past all rows of the batch, and fetches what comes next in runs of lines. A sum is tree16 whatever the
-// batch and the packing.
-//
-// A row of packed weights is a run of blocks of 32, padded with zeros (kernels.h, PACK): 0 the floats as they are, not padded;
-// 1 bf16: word i of 16 holds element i in its lower half and element 16 + i in the upper; 2 int8: a float, the scale, then 32 int8.
-enum { PACK_FP32, PACK_BF16, PACK_INT8 };
-enum { UNIT = 24 };   // rows of weights: a unit of work, and a multiple of those that are read together
-enum { DEEP = 768 }; // elements of rows that stay in L1 while all of x passes: a miss there waits behind the lines that come from memory
-enum { FETCHED = 4096 };  // floats from what is multiplied to what is fetched, at least
-#if VW == 16
-enum { ROWS = 6, MOST_X = 4 };  // rows of weights times rows of x: as many sums as stay in registers
-#else
-enum { ROWS = 2, MOST_X = 2 };
-#endif
-INLINE int64_t padded(int64_t C) { return round_up(C, 32); }
-
+// decode: one new token for each of B rows. Its products read every weight once, so memory is their limit (decode_float.c, decode_int8.c):
+// here is which rows a thread multiplies, and what becomes of the sums; then the cache of keys and values.
 typedef struct {
     float *out;
     const float *added, *weight, *bias;
     int64_t B, C, OC, W, pack, gelu;
 } Product;
 
-// sixteen of the 32 elements of a block as float32
-INLINE v16 take_half(const float *block, const int half, const int pack) {
-    if (pack == PACK_FP32) return v16_load(block + 16 * half);
-    if (pack == PACK_BF16) return half ? v16_upper(v16_load(block)) : v16_lower(v16_load(block));
-    return v16_mul(v16_of_int8(block + 1 + 4 * half), v16_set(*block));
-}
-INLINE int64_t block_floats(int64_t pack) { return pack == PACK_FP32 ? 32 : pack == PACK_BF16 ? 16 : 9; }
-
-// rows n .. n + rows of out for row b of the batch, from their sums before the bias
-static void put_out(const Product *p, const float *sums, int64_t b, int64_t n, int64_t rows) {
-    int64_t to = b * p->OC + n;
-    v16 z = v16_load(sums);
-    if (p->bias) z = v16_add(z, v16_load_n(p->bias + n, rows));
-    if (p->gelu) z = gelu_of(z);
-    if (p->added) z = v16_add(v16_load_n(p->added + to, rows), z);
-    v16_store_n(p->out + to, z, rows);
-}
-
-// --- one row of x: R rows of weights side by side, straight from what is packed; x lies as it is
-
-INLINE void alone(const Product *p, const float *x, int64_t n, int64_t rows, const int pack, const int R) {
-    const int64_t step = block_floats(pack), W = p->W, whole = pack ? padded(p->C) : p->C / 32 * 32;
-    const float *w[4], *next = p->weight + n * W + (R * W > FETCHED ? R * W : FETCHED);
-    v16 sum[4];
-#pragma GCC unroll 4
-    for (int r = 0; r < 4; r++) w[r] = p->weight + (n + min64(r < R ? r : 0, rows - 1)) * W, sum[r] = v16_set(0.0f);
-    for (int64_t k = 0, at = 0; k < whole; k += 32, at += step, next += R * step) {
-#pragma GCC unroll 4
-        for (int i = 0; i < (R * (int)step + 15) / 16; i++) __builtin_prefetch(next + 16 * i, 0, 3);
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; half++)
-#pragma GCC unroll 4
-            for (int r = 0; r < R; r++) sum[r] = v16_fma(take_half(w[r] + at, half, pack), v16_load(x + k + 16 * half), sum[r]);
-    }
-    for (int64_t k = whole; k < p->C; k += 16)
-#pragma GCC unroll 4
-        for (int r = 0; r < R; r++) sum[r] = v16_fma(v16_load_n(w[r] + k, min64(p->C - k, 16)), v16_load(x + k), sum[r]);
-    float sums[16] = {0};
-    v16_sum4(sums, sum[0], sum[1], sum[2], sum[3]);
-    put_out(p, sums, 0, n, rows);
-}
-
-#define ALONE(PACK, R)                                                                                                   \
-    static __attribute__((noinline)) void alone_##PACK(const Product *p, const float *x, int64_t n, int64_t rows) {      \
-        for (int64_t r = 0; r < rows; r += R) alone(p, x, n + r, min64(rows - r, R), PACK, R);                           \
-    }
-ALONE(PACK_FP32, 2)
-ALONE(PACK_BF16, 2)
-ALONE(PACK_INT8, 4)
-
-// --- several rows of x: ROWS rows of weights and up to MOST_X of x at a time, a chunk of them after the other. Sixteen elements of
-// each row of x lie side by side; what is packed, or not in whole blocks, is unpacked into `room`, once for all of x.
-
-// one group of rows of weights and of x, a chunk of them; what is fetched meanwhile: lines from `next` on, the same of each row
-typedef struct {
-    const Product *p;
-    float *sums;          // ROWS x NB vectors, between chunks
-    const float *w, *x, *next;
-    int64_t W, next_W, run, first_run, lines;  // run: floats of a row of `next`; lines: for each block
-    int64_t n, b, rows, blocks, first, last;
-} Group;
-
-INLINE void beside(const Group *g, const int NB, const int direct) {
-    const float *ws[ROWS], *x = g->x, *at = g->next, *end = at + g->first_run;
-    const int64_t B = g->p->B, ahead = g->next - g->w, lines = g->lines;
-    v16 sum[ROWS][MOST_X];
-#pragma GCC unroll 8
-    for (int r = 0; r < ROWS; r++) {
-        ws[r] = g->w + min64(r, g->rows - 1) * g->W;
-#pragma GCC unroll 4
-        for (int i = 0; i < NB; i++) sum[r][i] = g->first ? v16_set(0.0f) : v16_load(g->sums + (i * ROWS + r) * 16);
-    }
-    for (int64_t k = 0; k < 32 * g->blocks; k += 32) {
-        if (!direct)
-#pragma GCC unroll 1
-            for (int64_t i = 0; i < lines; i++) {
-                __builtin_prefetch(at, 0, 3);
-                if ((at += 16) >= end) end += g->next_W, at = end - g->run;
-            }
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; half++, x += 16 * B) {
-            v16 v[ROWS];
-#pragma GCC unroll 8
-            for (int r = 0; r < ROWS; r++) v[r] = v16_load(ws[r] + k + 16 * half);
-            if (direct && half < lines)
-#pragma GCC unroll 8
-                for (int r = 0; r < ROWS; r++) __builtin_prefetch(ws[r] + k + 16 * half + ahead, 0, 3);
-#pragma GCC unroll 4
-            for (int i = 0; i < NB; i++) {
-                v16 y = v16_load(x + 16 * i);
-#pragma GCC unroll 8
-                for (int r = 0; r < ROWS; r++) sum[r][i] = v16_fma(v[r], y, sum[r][i]);
-            }
-        }
-    }
-    if (!g->last) {
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 4
-            for (int i = 0; i < NB; i++) v16_store(g->sums + (i * ROWS + r) * 16, sum[r][i]);
-        return;
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < NB; i++) {
-        float of[16] = {0};
-#pragma GCC unroll 2
-        for (int r = 0; r < ROWS; r += 4)
-            v16_sum4(of + r, sum[r][i], sum[r + 1][i], sum[r + 2 < ROWS ? r + 2 : r][i], sum[r + 3 < ROWS ? r + 3 : r][i]);
-        put_out(g->p, of, g->b + i, g->n, g->rows);
-    }
-}
-
-typedef void Beside(const Group *g);
-#define BESIDE(NB)                                                                      \
-    static __attribute__((noinline)) void direct_##NB(const Group *g) { beside(g, NB, 1); } \
-    static __attribute__((noinline)) void room_##NB(const Group *g) { beside(g, NB, 0); }
-BESIDE(1)
-BESIDE(2)
-#if VW == 16
-BESIDE(3)
-BESIDE(4)
-static Beside *const besides[2][MOST_X + 1] = {{0, room_1, room_2, room_3, room_4}, {0, direct_1, direct_2, direct_3, direct_4}};
-#else
-static Beside *const besides[2][MOST_X + 1] = {{0, room_1, room_2}, {0, direct_1, direct_2}};
-#endif
-
-// `blocks` blocks of some rows as float32, zeros behind the last of C elements
-INLINE void unpack(float *room, const float *w, int64_t W, int64_t rows, int64_t blocks, int64_t C, const int pack) {
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t i = 0; i < blocks; i++) {
-            const float *from = w + r * W + i * block_floats(pack);
-            float *to = room + r * DEEP + 32 * i;
-            int64_t left = C - 32 * i;
-            if (pack == PACK_FP32 && left < 32)
-                v16_store(to, v16_load_n(from, min64(left, 16))), v16_store(to + 16, v16_load_n(from + 16, left < 16 ? 0 : left - 16));
-            else v16_store(to, take_half(from, 0, pack)), v16_store(to + 16, take_half(from, 1, pack));
+// what becomes of the sums of rows n .. n + rows of weights with all rows of x
+static void put_out(const Product *p, const float *sums, int64_t n, int64_t rows) {
+    for (int64_t b = 0; b < p->B; b++)
+        FOR16(j, m, rows) {
+            int64_t to = b * p->OC + n + j;
+            v16 z = v16_load(sums + b * OF_UNIT + j);
+            if (p->bias) z = v16_add(z, load16(p->bias + n + j, m));
+            if (p->gelu) z = gelu_of(z);
+            if (p->added) z = v16_add(load16(p->added + to, m), z);
+            store16(p->out + to, z, m);
         }
 }
 
-static void products_beside(const Product *p, const float *x, float *room, float *sums, int64_t n, int64_t rows) {
-    int64_t B = p->B, groups = (rows + ROWS - 1) / ROWS, chunks = (padded(p->C) + DEEP - 1) / DEEP, step = block_floats(p->pack);
-    int64_t direct = p->pack == PACK_FP32 && p->C % 32 == 0, passes = (B + MOST_X - 1) / MOST_X;
-    const float *first = p->weight + n * p->W;
-    for (int64_t c = 0; c < chunks; c++) {
-        int64_t done = c * DEEP / 32, blocks = min64(padded(p->C) - c * DEEP, DEEP) / 32;
+// how rows of weights and of x lie, by PACK: elements of a block, its floats of weights and of x, rows that are read together
+typedef struct { int64_t elements, w, x, rows, most_x; } Form;
+static const Form forms[] = {{32, 32, 32, ROWS, MOST_X}, {32, 16, 32, ROWS, MOST_X}, {SUPER, SUPER_W, SUPER_X, INT8_ROWS, INT8_X}};
+INLINE int64_t blocks_of(const Form *f, int64_t C) { return (C + f->elements - 1) / f->elements; }
+
+// parts of a thread's scratch: floats from its begin on, and of all
+typedef struct { int64_t x, row, unpacked, partial, sums, all; } Parts;
+static Parts parts_of(int64_t B, int64_t C, int64_t pack) {
+    const Form *f = forms + pack;
+    int64_t several = B > 1, row = B * blocks_of(f, C) * f->x;
+    int64_t unpacked = row + (several || pack == PACK_INT8) * round_up(C, 16);
+    int64_t partial = unpacked + (several && pack != PACK_INT8) * ROWS * DEEP, sums = partial + several * UNIT * B * 16;
+    return (Parts){0, unpacked > row ? row : 0, unpacked, partial, sums, sums + B * OF_UNIT};
+}
+
+static void products_beside(const Product *p, float *room, const Parts *at, int64_t n, int64_t rows) {
+    const Form *f = forms + p->pack;
+    int64_t B = p->B, R = f->rows, groups = (rows + R - 1) / R, passes = (B + f->most_x - 1) / f->most_x;
+    int64_t all = blocks_of(f, p->C), most = DEEP / f->elements, direct = p->pack == PACK_FP32 && p->C % 32 == 0;
+    int64_t lines = direct ? 1 + (passes == 1) : (R * f->w + 16 * passes - 1) / (16 * passes);
+    const float *first = p->weight + n * p->W, *x = room + at->x;
+    Beside *const *sums_of = p->pack == PACK_INT8 ? besides_int8 : besides[direct];
+    for (int64_t done = 0; done < all; done += most) {
+        int64_t blocks = min64(all - done, most), complete = done + blocks == all;
         for (int64_t i = 0; i < groups; i++) {
-            int64_t here = min64(rows - i * ROWS, ROWS), last = i + 1 == groups, end = last && c + 1 == chunks;
-            const float *w = first + i * ROWS * p->W + done * step;
+            int64_t here = min64(rows - i * R, R), last = i + 1 == groups;
+            const float *w = first + i * R * p->W + done * f->w;
             // the next group, or the first of the next chunk, or the first of the next unit
-            const float *next = end ? first + rows * p->W : last ? first + (done + blocks) * step : w + ROWS * p->W;
-            Group g = {.p = p, .w = w, .W = p->W, .next_W = p->W, .run = blocks * step, .rows = here, .blocks = blocks,
-                       .lines = direct ? 1 + (passes == 1) : (ROWS * step + 16 * passes - 1) / (16 * passes), .n = n + i * ROWS,
-                       .first = c == 0, .last = c + 1 == chunks};
-            if (!direct) {
-                if (p->pack == PACK_FP32) unpack(room, w, p->W, here, blocks, p->C - c * DEEP, PACK_FP32);
-                else if (p->pack == PACK_BF16) unpack(room, w, p->W, here, blocks, 0, PACK_BF16);
-                else unpack(room, w, p->W, here, blocks, 0, PACK_INT8);
-                g.w = room, g.W = DEEP;
+            const float *next = !last ? w + R * p->W : complete ? first + rows * p->W : first + (done + blocks) * f->w;
+            Group g = {.w = w, .W = p->W, .next_W = p->W, .run = blocks * f->w, .lines = lines, .B = B, .rows = here, .blocks = blocks,
+                       .first = done == 0, .last = complete};
+            if (!direct && p->pack != PACK_INT8) {
+                float *unpacked = room + at->unpacked;
+                if (p->pack == PACK_FP32) unpack(unpacked, w, p->W, here, blocks, p->C - done * 32, PACK_FP32);
+                else unpack(unpacked, w, p->W, here, blocks, 0, PACK_BF16);
+                g.w = unpacked, g.W = DEEP;
             }
-            for (int64_t NB; g.b < B; g.b += NB) {
-                NB = min64(B - g.b, MOST_X);
-                g.sums = sums + (i * B + g.b) * ROWS * 16, g.x = x + (c * DEEP * B + 16 * g.b);
-                int64_t pass = g.b / MOST_X, fetched = pass * g.lines * blocks * 16;  // a pass over x fetches its share
+            for (int64_t b = 0, NB; b < B; b += NB) {
+                NB = min64(B - b, f->most_x);
+                g.partial = room + at->partial + (i * B + b) * R * 16, g.sums = room + at->sums + b * OF_UNIT + i * R;
+                g.x = x + done * f->x * B + b * (p->pack == PACK_INT8 ? SUPER_X : 16);
+                int64_t pass = b / f->most_x, fetched = pass * lines * blocks * 16;  // a pass over x fetches its share
                 g.next = direct ? next + 16 * (pass % 2) : next + fetched / g.run * p->W + fetched % g.run;
                 g.first_run = direct ? 0 : g.run - fetched % g.run;
-                besides[direct][NB](&g);
+                sums_of[NB](&g);
             }
         }
     }
 }
 
-// --- all rows
-
-// floats of a thread: x, and where there are several rows of it a row as it was, unpacked weights and sums
-INLINE int64_t decode_floats(int64_t B, int64_t C) {
-    return B * padded(C) + (B > 1 ? round_up(C, 16) + ROWS * DEEP + UNIT * B * 16 : 0);
-}
-
-// x as the products read it: normalised where there is a gain, padded with zeros; element k of row b at (k / 16, b, k % 16)
-static void take_x(float *x, const float *inp, const float *gain, const float *shift, float *row, int64_t B, int64_t C) {
+// x as the products read it: normalised where there is a gain, padded with zeros; of floats element k of row b is at (k / 16, b, k % 16)
+static void take_x(const Product *p, float *room, const Parts *at, const float *inp, const float *gain, const float *shift) {
+    int64_t B = p->B, C = p->C;
+    float *x = room + at->x, *row = room + at->row;
     for (int64_t b = 0; b < B; b++) {
         float mean, rstd;
         const float *from = inp + b * C;
         if (gain) layernorm_row(row, &mean, &rstd, from, gain, shift, C), from = row;
-        for (int64_t k = 0; k < padded(C); k += 16) v16_store(x + k * B + 16 * b, v16_load_n(from + k, C - k < 0 ? 0 : min64(C - k, 16)));
+        if (p->pack == PACK_INT8)
+            for (int64_t k = 0; k < C; k += SUPER) round_x(x + (k / SUPER * B + b) * SUPER_X, from + k, min64(C - k, SUPER));
+        else
+            for (int64_t k = 0; k < round_up(C, 32); k += 16)
+                v16_store(x + k * B + 16 * b, v16_load_n(from + k, C - k < 0 ? 0 : min64(C - k, 16)));
     }
 }
 
-// every thread normalises for itself: that costs less than to wait for another
+// every thread takes x for itself: that costs less than to wait for another
 static void decode_rows(Product p, const float *inp, const float *gain, const float *shift, float *scratch, int64_t NT) {
+    const Parts at = parts_of(p.B, p.C, p.pack);
     PARALLEL(NT) {
         Range r = share((p.OC + UNIT - 1) / UNIT);
-        float *x = scratch + rank() * decode_floats(p.B, p.C), *row = x + (p.B > 1) * p.B * padded(p.C);
-        float *room = row + round_up(p.C, 16), *sums = room + ROWS * DEEP;
-        take_x(x, inp, gain, shift, row, p.B, p.C);
+        float *room = scratch + rank() * at.all, *sums = room + at.sums;
+        take_x(&p, room, &at, inp, gain, shift);
         for (int64_t n = r.begin * UNIT; n < r.end * UNIT; n += UNIT) {
             int64_t rows = min64(p.OC - n, UNIT);
-            if (p.B > 1) products_beside(&p, x, room, sums, n, rows);
-            else if (p.pack == PACK_FP32) alone_PACK_FP32(&p, x, n, rows);
-            else if (p.pack == PACK_BF16) alone_PACK_BF16(&p, x, n, rows);
-            else alone_PACK_INT8(&p, x, n, rows);
+            const float *w = p.weight + n * p.W;
+            if (p.B > 1) products_beside(&p, room, &at, n, rows);
+            else if (p.pack == PACK_FP32) alone_PACK_FP32(sums, w, room, rows, p.W, p.C);
+            else if (p.pack == PACK_BF16) alone_PACK_BF16(sums, w, room, rows, p.W, p.C);
+            else alone_PACK_INT8(sums, w, room, rows, p.W, p.C);
+            put_out(&p, sums, n, rows);
         }
     }
 }
 
 int64_t decode_linear_scratch(int64_t B, int64_t C, int64_t OC, int64_t W, int64_t PACK, int64_t NT) {
-    (void)OC, (void)W, (void)PACK;
-    return NT * decode_floats(B, C);
+    (void)OC, (void)W;
+    return NT * parts_of(B, C, PACK).all;
 }
 int64_t decode_linear_gelu_scratch(int64_t B, int64_t C, int64_t OC, int64_t W, int64_t PACK, int64_t NT) {
     return decode_linear_scratch(B, C, OC, W, PACK, NT);

@@ -15,5 +15,7 @@
 #include "classifier.c"
 #include "tiles.c"
 #include "attention.c"
+#include "decode_float.c"
+#include "decode_int8.c"
 #include "decode.c"
 #include "adamw.c"

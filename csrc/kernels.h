@@ -132,9 +132,13 @@ void classifier_train(float *losses, float *dinp, float *dweight, float *lse, co
 int64_t classifier_scratch(int64_t N, int64_t C, int64_t V, int64_t Vp, int64_t R, int64_t BF16, int64_t NT);
 
 // decode_*: the next token of B rows whose past is in a cache; forward only. No row depends on another.
-// PACK: how a row of weight lies in W floats: 0 its C floats, W = C; else blocks of 32 elements, zeros behind C: 1 bf16, word i of
-// 16 holds element i in its lower half and element 16 + i in its upper; 2 int8, 9 words: a float scale, then the 32 numbers of
-// which each means itself times scale (rounded to float32). positions: how many tokens of a row came before, in [0,maxT) or [0,S)
+// PACK: how a row of weight lies in W floats: 0 its C floats, W = C; else blocks, zeros behind C: 1 bf16, 32 elements, word i of
+// 16 holds element i in its lower half and element 16 + i in its upper; 2 int8, 128 elements: two words with the bf16 scales of four
+// blocks of 32, the lower half first, then 128 bytes q + 128; byte 64 h + 16 b + i is of element 32 b + 16 h + i, which means q scale.
+// With 2 x is rounded as well, each 32 of a row, from the first on, to q = round(x (127 / most)) of which each means q (most / 127), to
+// even, most the largest size; below 1e-36 all is 0. q are multiplied and added as whole numbers: lane 4 b + j sums elements
+// 32 b + 16 h + 4 j + i for h < 2, i < 4, then the lane adds (sum weight-scale) x-scale by an FMA.
+// positions: how many tokens of a row came before, in [0,maxT) or [0,S)
 //
 // decode_embedding: out[b] = wte[tokens[b]] + wpe[positions[b]]        parallel over B
 //   out (B,C)  tokens, positions (B)  wte (Vp,C)  wpe (maxT,C)
@@ -192,5 +196,5 @@ int64_t peak_flops(int64_t BF16);
 void stream(float *out, float *data, const int64_t *ranges, const float *factors, int64_t count, int64_t rounds,
             int64_t NT);
 // cpu_isa: the best instruction set that both the CPU and the operating system offer: 0 scalar, 1 avx2+fma, 2 avx512,
-// 3 avx512 with bf16.
+// 3 avx512 with bf16 and vnni, which every CPU with bf16 has.
 int64_t cpu_isa(void);

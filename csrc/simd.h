@@ -1,7 +1,8 @@
-// The only file that names __m256 and __m512. Two vector types, and nothing else about the instruction set:
+// The only file that names __m256 and __m512. Three vector types, and nothing else about the instruction set:
 //   vf   one register of VW floats (16, 8 or 1), for the GEMM tiles
 //   v16  sixteen floats whatever the registers: every row loop and every reduction uses it, so that the order of a
 //        sum does not depend on the width (kernels.h, tree16). x86 widths fuse multiply and add, width 1 rounds twice.
+//   n16  sixteen whole numbers, for products of int8
 // Partial vectors (n < 16) load zeros and store nothing beyond n.
 #include <math.h>
 #include <stdint.h>
@@ -96,7 +97,31 @@ INLINE v16 v16_lower(v16 words) {                                 // the bf16 in
 INLINE v16 v16_upper(v16 words) {
     return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(words), _mm512_set1_epi32((int)0xffff0000)));
 }
-INLINE v16 v16_of_int8(const void *p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p))); }
+typedef __m512i n16;  // sixteen whole numbers of 32 bits, or 64 bytes
+INLINE n16 n16_load(const void *p) { return _mm512_loadu_si512(p); }
+INLINE void n16_store(void *p, n16 a) { _mm512_storeu_si512(p, a); }
+INLINE n16 n16_set(int32_t x) { return _mm512_set1_epi32(x); }
+INLINE n16 n16_sub(n16 a, n16 b) { return _mm512_sub_epi32(a, b); }
+INLINE v16 v16_of_n16(n16 a) { return _mm512_cvtepi32_ps(a); }
+INLINE n16 n16_dot(n16 sum, n16 a, n16 b) {                       // lane i + bytes 4 i .. 4 i + 3 of a, unsigned, times those of b, signed
+#ifdef __AVX512VNNI__
+    return _mm512_dpbusd_epi32(sum, a, b);
+#else
+    __m512i even = _mm512_and_si512(a, _mm512_set1_epi16(255)), odd = _mm512_srli_epi16(a, 8);
+    sum = _mm512_add_epi32(sum, _mm512_madd_epi16(even, _mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8)));
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(odd, _mm512_srai_epi16(b, 8)));
+#endif
+}
+INLINE v16 v16_of_quarters(const void *p) {                       // lanes 4 i .. 4 i + 3: bf16 i of the four at p
+    const __m512i at = _mm512_set_epi64(0x0706808007068080, 0x0706808007068080, 0x0504808005048080, 0x0504808005048080,
+                                        0x0302808003028080, 0x0302808003028080, 0x0100808001008080, 0x0100808001008080);
+    int64_t four;
+    memcpy(&four, p, sizeof four);
+    return _mm512_castsi512_ps(_mm512_shuffle_epi8(_mm512_set1_epi64(four), at));
+}
+INLINE void v16_to_int8(void *p, v16 a) {                         // whole numbers, -127 to 127
+    _mm_storeu_si128(p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a)));
+}
 
 // dst[c][r] = src[r][c] for a 16x16 block, in registers
 INLINE void transpose16(float *dst, int64_t dst_stride, const float *src, int64_t src_stride) {
@@ -243,8 +268,32 @@ INLINE v16 v16_upper(v16 words) {
     __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32((int)0xffff0000));
     return V16(_mm256_and_ps(words.lo, mask), _mm256_and_ps(words.hi, mask));
 }
-INLINE __m256 v8_of_int8(const void *p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p))); }
-INLINE v16 v16_of_int8(const void *p) { return V16(v8_of_int8(p), v8_of_int8((const char *)p + 8)); }
+typedef struct { __m256i lo, hi; } n16;
+#define N16(L, H) ((n16){L, H})
+INLINE n16 n16_load(const void *p) { return N16(_mm256_loadu_si256(p), _mm256_loadu_si256((const __m256i *)p + 1)); }
+INLINE void n16_store(void *p, n16 a) { _mm256_storeu_si256(p, a.lo), _mm256_storeu_si256((__m256i *)p + 1, a.hi); }
+INLINE n16 n16_set(int32_t x) { return N16(_mm256_set1_epi32(x), _mm256_set1_epi32(x)); }
+INLINE n16 n16_sub(n16 a, n16 b) { return N16(_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)); }
+INLINE v16 v16_of_n16(n16 a) { return V16(_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)); }
+INLINE __m256i n8_dot(__m256i sum, __m256i a, __m256i b) {        // in 16 bits each: pairs of products of bytes would not fit
+    __m256i even = _mm256_and_si256(a, _mm256_set1_epi16(255)), odd = _mm256_srli_epi16(a, 8);
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(even, _mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8)));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(odd, _mm256_srai_epi16(b, 8)));
+}
+INLINE n16 n16_dot(n16 sum, n16 a, n16 b) { return N16(n8_dot(sum.lo, a.lo, b.lo), n8_dot(sum.hi, a.hi, b.hi)); }
+INLINE v16 v16_of_quarters(const void *p) {
+    const __m256i at = _mm256_set_epi64x(0x0302808003028080, 0x0302808003028080, 0x0100808001008080, 0x0100808001008080);
+    int64_t four;
+    memcpy(&four, p, sizeof four);
+    __m256i all = _mm256_set1_epi64x(four);
+    return V16(_mm256_castsi256_ps(_mm256_shuffle_epi8(all, at)),
+               _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_srli_epi64(all, 32), at)));
+}
+INLINE void v16_to_int8(void *p, v16 a) {
+    __m256i pairs = _mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
+    pairs = _mm256_permute4x64_epi64(pairs, 0xd8);
+    _mm_storeu_si128(p, _mm_packs_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1)));
+}
 
 // dst[c][r] = src[r][c] for a 16x16 block
 INLINE void transpose16(float *dst, int64_t dst_stride, const float *src, int64_t src_stride) {
@@ -316,7 +365,37 @@ INLINE v16 v16_bits(v16 words, int shift, uint32_t mask) {
 }
 INLINE v16 v16_lower(v16 words) { return v16_bits(words, 16, 0xffff0000u); }
 INLINE v16 v16_upper(v16 words) { return v16_bits(words, 0, 0xffff0000u); }
-INLINE v16 v16_of_int8(const void *p) { EACH16((float)((const int8_t *)p)[i]); }
+typedef struct { int32_t x[16]; } n16;
+INLINE n16 n16_load(const void *p) {
+    n16 r;
+    memcpy(&r, p, sizeof r);
+    return r;
+}
+INLINE void n16_store(void *p, n16 a) { memcpy(p, &a, sizeof a); }
+#define EACH_N16(EXPR)                          \
+    n16 r;                                      \
+    for (int i = 0; i < 16; i++) r.x[i] = EXPR; \
+    return r
+INLINE n16 n16_set(int32_t x) { EACH_N16(x); }
+INLINE n16 n16_sub(n16 a, n16 b) { EACH_N16(a.x[i] - b.x[i]); }
+INLINE v16 v16_of_n16(n16 a) { EACH16((float)a.x[i]); }
+INLINE n16 n16_dot(n16 sum, n16 a, n16 b) {
+    uint8_t u[64];
+    int8_t s[64];
+    memcpy(u, &a, sizeof u), memcpy(s, &b, sizeof s);
+    EACH_N16(sum.x[i] + (u[4 * i] * s[4 * i] + u[4 * i + 1] * s[4 * i + 1] + u[4 * i + 2] * s[4 * i + 2] + u[4 * i + 3] * s[4 * i + 3]));
+}
+INLINE v16 v16_of_quarters(const void *p) {
+    uint32_t words[2], all[16];
+    memcpy(words, p, sizeof words);
+    for (int i = 0; i < 16; i++) all[i] = i / 4 % 2 ? words[i / 8] & 0xffff0000u : words[i / 8] << 16;
+    v16 r;
+    memcpy(&r, all, sizeof r);
+    return r;
+}
+INLINE void v16_to_int8(void *p, v16 a) {
+    for (int i = 0; i < 16; i++) ((int8_t *)p)[i] = (int8_t)a.x[i];
+}
 INLINE void transpose8(float *dst, int64_t dst_stride, const float *src, int64_t src_stride) {
     for (int c = 0; c < 8; c++)
         for (int r = 0; r < 8; r++) dst[c * dst_stride + r] = src[r * src_stride + c];

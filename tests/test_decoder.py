@@ -115,7 +115,8 @@ def test_a_prompt_read_at_once_or_in_groups_has_the_same_bits(monkeypatch):
 @BY_ISA
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
 def test_packed_weights_are_the_matrices_they_mean(native, weights):
-    """The bits of fp32 with the matrices that the packed rows stand for; prompts are read with the parameters as they are."""
+    """fp32 with the matrices that the packed rows stand for: its bits, or with int8, where x is rounded too, nearly its logits; prompts are
+    read with the parameters as they are."""
     model, ids = made(kernels=native), ids_of(2, 20)
     decoder = Decoder(model, 2, weights=weights)
     got = decoded(model, ids, [5, 5], weights=weights)
@@ -134,7 +135,8 @@ def test_packed_weights_are_the_matrices_they_mean(native, weights):
     for t in range(5, 20):  # the embedding stays as it is, the head is what was packed
         logits.append(_step_with_head(plain, ids[:, t], wte, meant["head"]))
     model.params.floats[:] = before
-    assert np.array_equal(np.stack(got)[:, 1:], np.stack(logits[1:], 1))
+    got, want = np.stack(got)[:, 1:], np.stack(logits[1:], 1)
+    assert np.array_equal(got, want) if weights == "bf16" else 1e-3 < off(got, want) < 0.02, off(got, want)
 
 
 def _step_with_head(decoder, ids, wte, head) -> np.ndarray:

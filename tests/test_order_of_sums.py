@@ -9,7 +9,7 @@ import pytest
 import harness
 from gpt2flat import kernels
 from gpt2flat.generation.packed import pack_rows, unpack_rows
-from gpt2flat.kernels.packing import packed_floats
+from gpt2flat.kernels.packing import BF16, INT8, packed_floats
 
 N, C, OC = 77, 49, 35  # no multiple of a block or a vector
 BY_ISA = pytest.mark.parametrize("native", harness.backends(), ids=lambda native: native.isa)
@@ -186,15 +186,42 @@ def test_the_products_of_a_step_are_trees_with_the_bias_behind(native, K):
         same(got, out=want[:B])
         got = run(native, "decode_linear", {"out": np.empty((B, OC), np.float32)}, added=added[:B].copy(), **more)
         same(got, out=added[:B] + want[:B])
-    for pack in (1, 2):
-        packed = np.empty((OC, packed_floats(K, pack)), np.float32)
-        pack_rows(packed, weight, pack)
-        meant = unpack_rows(packed, K, pack)
-        for B in (1, 7):
-            outs = [np.empty((B, OC), np.float32) for _ in range(2)]
-            run(native, "decode_linear", {"out": outs[0]}, inp=inp[:B].copy(), weight=packed, PACK=pack)
-            run(native, "decode_linear", {"out": outs[1]}, inp=inp[:B].copy(), weight=meant)
-            harness.assert_same_bits(f"PACK {pack}", {"out": outs[0]}, {"out": outs[1]})
+    packed = np.empty((OC, packed_floats(K, BF16)), np.float32)
+    pack_rows(packed, weight, BF16)
+    meant = unpack_rows(packed, K, BF16)
+    for B in (1, 7):
+        outs = [np.empty((B, OC), np.float32) for _ in range(2)]
+        run(native, "decode_linear", {"out": outs[0]}, inp=inp[:B].copy(), weight=packed, PACK=BF16)
+        run(native, "decode_linear", {"out": outs[1]}, inp=inp[:B].copy(), weight=meant)
+        harness.assert_same_bits("bf16", {"out": outs[0]}, {"out": outs[1]})
+
+
+def int8_blocks(rows: int, K: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Whole numbers up to 127, which each block of 32 has, and their power of 2: (rows, K) each; rounding to int8 finds both."""
+    rng = np.random.default_rng([seed, rows, K])
+    numbers, powers = rng.integers(-127, 128, (rows, K)), 2.0 ** rng.integers(-12, 13, (rows, -(-K // 32)))
+    for j in range(0, K, 32):
+        numbers[np.arange(rows), rng.integers(j, min(j + 32, K), rows)] = rng.choice([-127, 127], rows)
+    return numbers, np.repeat(powers, 32, 1)[:, :K]
+
+
+@BY_ISA
+@pytest.mark.parametrize("K", [C, 800, 785, 1600], ids=lambda K: f"C{K}")
+def test_int8_products_of_a_step_are_trees_of_whole_sums(native, K):
+    """Lane 4 b + j of 128 elements sums the eight elements 32 b + 16 h + 4 j + i."""
+    (x, x_powers), (w, w_powers) = int8_blocks(7, K, 0), int8_blocks(OC, K, 1)
+    terms = np.zeros((7, OC, -(-K // 128) * 128))
+    terms[..., :K] = x[:, None] * w
+    sums = terms.reshape(7, OC, -1, 4, 2, 4, 4).sum((4, 6))
+    powers = np.zeros((7, OC, -(-K // 128) * 4))
+    powers[..., : -(-K // 32)] = x_powers[:, None, ::32] * w_powers[:, ::32]
+    lanes = (sums * powers.reshape(7, OC, -1, 4, 1)).reshape(7 * OC, -1).astype(np.float32)
+    want, inp = tree16(lanes).reshape(7, OC), (x * x_powers).astype(np.float32)
+    packed = np.empty((OC, packed_floats(K, INT8)), np.float32)
+    pack_rows(packed, (w * w_powers).astype(np.float32), INT8)
+    for B in (1, 2, 5, 7):
+        got = run(native, "decode_linear", {"out": np.empty((B, OC), np.float32)}, inp=inp[:B].copy(), weight=packed, PACK=INT8)
+        same(got, out=want[:B])
 
 
 @pytest.mark.parametrize("native", harness.natives(), ids=lambda native: native.isa)

@@ -20,7 +20,7 @@ from tree import Tree
 CHECKS = "address,undefined,float-cast-overflow"
 # Python's own flags may have -fwrapv, with which no overflow is an error; use-after-scope takes gcc 12 minutes
 FLAGS = f"-g -fno-wrapv -fsanitize={CHECKS} -fno-sanitize-recover=all -fno-sanitize-address-use-after-scope"
-TESTS = ("tests/test_kernels.py", "tests/test_order_of_sums.py", "tests/test_model.py")
+TESTS = ("tests/test_kernels.py", "tests/test_packed.py", "tests/test_order_of_sums.py", "tests/test_model.py", "tests/test_decoder.py")
 
 PLANTED = {fault.name: fault for fault in C_FAULTS}
 READ, WRITE = PLANTED["a whole vector is read at the tail"], PLANTED["the last channels run into the next row"]

@@ -14,7 +14,7 @@ from gpt2flat.kernels import ISAS, available_isas
 from seeded_faults import C_FAULTS, PYTHON_FAULTS, Fault
 from tree import ROOT, Tree
 
-FIRST = ("test_kernels.py", "test_decoder.py", "test_order_of_sums.py", "test_guard_pages.py", "test_model.py", "test_stored_parity.py")
+FIRST = ("test_kernels.py", "test_packed.py", "test_decoder.py", "test_order_of_sums.py", "test_guard_pages.py", "test_model.py", "test_stored_parity.py")
 TESTS = [f"tests/{name}" for name in FIRST]  # what dies soonest comes first
 WORKERS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 ALL = C_FAULTS + PYTHON_FAULTS

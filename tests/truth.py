@@ -250,31 +250,52 @@ def unpacked(weight, C: int, PACK: int) -> np.ndarray:
         block, i = divmod(j, 32)
         for row, raw in enumerate(rows):
             if PACK == 1:
-                at = block * 64 + i % 16 * 4 + i // 16 * 2
-                out[row, j] = np.frombuffer(b"\0\0" + raw[at : at + 2], "<f4")[0]
+                out[row, j] = _bf16(raw, j // 32 * 64 + i % 16 * 4 + i // 16 * 2)
             else:
-                scale = np.frombuffer(raw, "<f4", 1, block * 36)[0]
-                out[row, j] = scale * np.float32(np.frombuffer(raw, "i1", 1, block * 36 + 4 + i)[0])
+                at = j // 128 * 136
+                byte = raw[at + 8 + i // 16 * 64 + block % 4 * 16 + i % 16]
+                out[row, j] = (byte - 128) * _bf16(raw, at + block % 4 * 2)
     return out
+
+
+def _bf16(raw: bytes, at: int) -> np.float32:
+    return np.frombuffer(b"\0\0" + raw[at : at + 2], "<f4")[0]
+
+
+def rounded_x(x: Num) -> Num:
+    """Rows (B, C) rounded to int8 in blocks of 32, as kernels.h has it for PACK 2: exactly what float32 makes of exact numbers; of others
+    a number that may be on either side of a half may be off by one."""
+    B, C = x.shape
+    value, err = (np.concatenate([a, np.zeros((B, -C % 32))], 1).reshape(B, -1, 32) for a in (x.value, x.err))
+    most, most_err = abs(value).max(2, keepdims=True), err.max(2, keepdims=True)
+    by = np.where(most > 1e-36, np.float32(127) / most.astype(np.float32), np.float32(0))
+    scaled = value.astype(np.float32) * by
+    scale = (most.astype(np.float32) / np.float32(127)).astype(np.float64)
+    number = np.rint(scaled).astype(np.float64)
+    doubt = 127 * (err + abs(value) * most_err / most) / most + np.where(err > 0, 127 * 3 * 2.0**-24, 0.0)
+    either = abs(abs(scaled - np.floor(scaled)) - 0.5) <= doubt
+    off = np.where(err.any(2, keepdims=True), abs(number) * (most_err / 127 + scale * 2.0**-23) + either * (scale + most_err), 0.0)
+    off = np.where(most > 0, np.where(np.isnan(off), np.inf, off), 0.0)
+    return Num(*(a.reshape(B, -1)[:, :C] for a in (number * scale, off)))
 
 
 def decode_embedding(tokens, positions, wte, wpe, **_):
     return {"out": wte[tokens] + wpe[positions]}
 
 
-def _decode_product(inp, weight, gain, shift, bias, C):
+def _decode_product(inp, weight, gain, shift, bias, C, PACK):
     x = inp if gain is None else layernorm_forward(inp, gain, shift, C)["out"]
-    out = x @ weight.T
+    out = (rounded_x(x) if PACK == 2 else x) @ weight.T
     return out if bias is None else out + bias
 
 
-def decode_linear(inp, weight, C, added=None, gain=None, shift=None, bias=None, **_):
-    out = _decode_product(inp, weight, gain, shift, bias, C)
+def decode_linear(inp, weight, C, PACK, added=None, gain=None, shift=None, bias=None, **_):
+    out = _decode_product(inp, weight, gain, shift, bias, C, PACK)
     return {"out": out if added is None else out + added}
 
 
-def decode_linear_gelu(inp, weight, C, gain=None, shift=None, bias=None, **_):
-    return gelu_forward(_decode_product(inp, weight, gain, shift, bias, C))
+def decode_linear_gelu(inp, weight, C, PACK, gain=None, shift=None, bias=None, **_):
+    return gelu_forward(_decode_product(inp, weight, gain, shift, bias, C, PACK))
 
 
 def blocked(keys, B, S, KVH, HS):

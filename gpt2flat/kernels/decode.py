@@ -8,19 +8,23 @@ from numba import prange
 from .gelu import sigmoid
 from .jit import i64, parallel, part, serial
 from .layernorm import EPS
-from .rows import INF, LEAST, ONE, ZERO, F, exp, row_dot, row_max, row_sum
+from .rows import INF, LEAST, ONE, ZERO, F, clear, exp, row_dot, row_max, row_sum, tree
 
-BLOCK, HALF, KEYS = (
-    32,
-    16,
-    192,
-)  # elements of a packed block; keys that lie together; keys of a block of the softmax statistics
+BLOCK, HALF, KEYS = 32, 16, 192  # elements of a block; keys that lie together; keys of a softmax block
+SUPER, SUPER_W, SUPER_X, X_SCALES = 128, 34, 36, 32  # int8: elements; floats of weights, of x, and before its scales
+X_MOST, LEAST_SIZE = F(127), F(1e-36)
 HALFWORD, UPPER = np.uint32(16), np.uint32(0xFFFF0000)
 
 
+@serial
+def taken_floats(C, PACK):
+    """Floats of a row of x as the products read it."""
+    return (C + SUPER - 1) // SUPER * SUPER_X if PACK == 2 else C
+
+
 def decode_linear_scratch(B, C, OC, W, PACK, NT):
-    """Per worker: its copy of the batch, and a row of weights."""
-    return NT * (B + 1) * C
+    """Per worker: its copy of the batch, and a row of weights or of x."""
+    return NT * (B * taken_floats(C, PACK) + C)
 
 
 def decode_linear_gelu_scratch(B, C, OC, W, PACK, NT):
@@ -38,24 +42,49 @@ def unpack_bf16(row, packed, C):
 
 
 @serial
-def unpack_int8(row, packed, C):
-    numbers = packed.view(np.int8)
-    for j in range(0, C, BLOCK):
-        at = j // BLOCK * 9
-        for i in range(min(BLOCK, C - j)):
-            row[j + i] = F(numbers[4 * at + 4 + i]) * packed[at]
+def unpack(row, packed, C, PACK):
+    """The numbers of a row of float32 or bf16 weights, in `row` if they are packed."""
+    if PACK == 0:
+        return packed
+    unpack_bf16(row, packed, C)
+    return row[:C]
 
 
 @serial
-def unpack(row, packed, C, PACK):
-    """The numbers of a row of weights, in `row` if they are packed."""
-    if PACK == 0:
-        return packed
-    if PACK == 1:
-        unpack_bf16(row, packed, C)
-    else:
-        unpack_int8(row, packed, C)
-    return row[:C]
+def round_x(taken, x):
+    """x as int8: of each 128 elements their numbers, in the order of the weights', and the scales of four blocks of 32."""
+    C, numbers = x.size, taken.view(np.int8)
+    for at in range(0, C, SUPER):
+        floats = at // SUPER * SUPER_X
+        for b in range(4):
+            first = at + b * BLOCK
+            most, nothing = ZERO, ZERO
+            for j in range(first, min(first + BLOCK, C)):
+                most = max(most, abs(x[j]))
+                nothing += x[j] * ZERO
+            by = X_MOST / most if LEAST_SIZE < most < INF else ZERO
+            taken[floats + X_SCALES + b] = most / X_MOST + nothing
+            for i in range(BLOCK):
+                y = np.rint(x[first + i] * by) if first + i < C else ZERO
+                numbers[4 * floats + i // HALF * 64 + b * HALF + i % HALF] = np.int8(-X_MOST if math.isnan(y) else y)
+
+
+@serial
+def int8_dot(taken, row, C, lanes):
+    """The sum over a row of int8 weights (csrc/kernels.h, PACK)."""
+    x, w, scales = taken.view(np.int8), row.view(np.uint8), row.view(np.uint16)
+    clear(lanes, ZERO)
+    for block in range((C + SUPER - 1) // SUPER):
+        floats, words = block * SUPER_X, block * SUPER_W
+        for lane in range(16):
+            dot = np.int32(0)
+            for h in range(2):
+                for i in range(4):
+                    at = 64 * h + 4 * lane + i
+                    dot += np.int32(x[4 * floats + at]) * (np.int32(w[4 * words + 8 + at]) - np.int32(128))
+            scale = np.uint32(np.uint32(scales[2 * words + lane // 4]) << HALFWORD).view(np.float32)
+            lanes[lane] = F(dot) * scale * taken[floats + X_SCALES + lane // 4] + lanes[lane]
+    return tree(lanes)
 
 
 @serial
@@ -72,10 +101,12 @@ def take(x, inp, gain, shift, lanes):
 
 
 @serial
-def outputs(out, x, row, added, bias, gelu, n, B, C, OC, lanes):
+def outputs(out, x, row, added, bias, gelu, n, B, C, OC, PACK, lanes):
     """Output n of every row of the batch."""
+    wide = taken_floats(C, PACK)
     for b in range(B):
-        y = row_dot(x[b * C : (b + 1) * C], row, ZERO, ZERO, lanes)
+        of = x[b * wide : (b + 1) * wide]
+        y = int8_dot(of, row, C, lanes) if PACK == 2 else row_dot(of, row, ZERO, ZERO, lanes)
         if bias.size:
             y += bias[n]
         if gelu:
@@ -88,14 +119,33 @@ def outputs(out, x, row, added, bias, gelu, n, B, C, OC, lanes):
 @parallel
 def products(out, inp, added, gain, shift, weight, bias, gelu, scratch, B, C, OC, W, PACK, NT):
     for worker in prange(NT):
-        lanes = np.empty(16, np.float32)
-        room = scratch[i64(worker) * (B + 1) * C : (i64(worker) + 1) * (B + 1) * C]
+        lanes, wide = np.empty(16, np.float32), taken_floats(C, PACK)
+        room = scratch[i64(worker) * (B * wide + C) : (i64(worker) + 1) * (B * wide + C)]
+        row = room[B * wide :]
         for b in range(B):
-            take(room[b * C : (b + 1) * C], inp[b * C : (b + 1) * C], gain, shift, lanes)
+            of = room[b * wide : (b + 1) * wide]
+            if PACK == 2:
+                take(row, inp[b * C : (b + 1) * C], gain, shift, lanes)
+                round_x(of, row)
+            else:
+                take(of, inp[b * C : (b + 1) * C], gain, shift, lanes)
         begin, end = part(OC, i64(worker), NT)
         for n in range(begin, end):
-            row = unpack(room[B * C :], weight[n * W : (n + 1) * W], C, PACK)
-            outputs(out, room, row, added, bias, gelu, n, B, C, OC, lanes)
+            weights = weight[n * W : (n + 1) * W]
+            outputs(
+                out,
+                room,
+                weights if PACK == 2 else unpack(row, weights, C, PACK),
+                added,
+                bias,
+                gelu,
+                n,
+                B,
+                C,
+                OC,
+                PACK,
+                lanes,
+            )
 
 
 @serial
