@@ -44,19 +44,20 @@ INLINE v16 add_products(v16 sum, Weights w, const float *x) {
     return v16_fma(v16_mul(v16_of_n16(dot), w.scales), v16_load(x + X_SCALES), sum);
 }
 
-// --- one row of x: a row of weights after the other
+// --- one row of x: two rows of weights side by side, and what comes next as one run of lines
 
 static __attribute__((noinline)) void alone_PACK_INT8(float *sums, const float *w, const float *x, int64_t rows, int64_t W, int64_t C) {
     for (int64_t n = 0; n < rows; n += 4) {
         v16 sum[4];
-#pragma GCC unroll 4
-        for (int r = 0; r < 4; r++) {
-            const float *at = w + min64(n + r, rows - 1) * W, *row = x;
-            sum[r] = v16_set(0.0f);
-            for (int64_t k = 0; k < C; k += SUPER, at += SUPER_W, row += SUPER_X) {
-#pragma GCC unroll 3
-                for (int i = 0; i < 3; i++) __builtin_prefetch(at + FETCHED + 16 * i, 0, 3);
-                sum[r] = add_products(sum[r], weights_at(at), row);
+#pragma GCC unroll 2
+        for (int r = 0; r < 4; r += 2) {
+            const float *one = w + min64(n + r, rows - 1) * W, *other = w + min64(n + r + 1, rows - 1) * W, *next = one + FETCHED;
+            sum[r] = sum[r + 1] = v16_set(0.0f);
+            for (int64_t k = 0, at = 0; k * SUPER < C; k++, at += SUPER_W, next += 2 * SUPER_W) {
+#pragma GCC unroll 5
+                for (int i = 0; i < (2 * SUPER_W + 15) / 16; i++) __builtin_prefetch(next + 16 * i, 0, 3);
+                sum[r] = add_products(sum[r], weights_at(one + at), x + k * SUPER_X);
+                sum[r + 1] = add_products(sum[r + 1], weights_at(other + at), x + k * SUPER_X);
             }
         }
         v16_sum4(sums + n, sum[0], sum[1], sum[2], sum[3]);

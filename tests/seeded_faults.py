@@ -233,7 +233,7 @@ C_FAULTS = [
         ("int8: scales before the sum is a float", "v16_fma(v16_mul(v16_of_n16(dot), w.scales), v16_load(x + X_SCALES), sum)",
          "v16_fma(v16_of_n16(dot), v16_mul(w.scales, v16_load(x + X_SCALES)), sum)"),
         ("int8: a row of the batch twice", "w[r], x + i * SUPER_X)", "w[r], x + i / 2 * 2 * SUPER_X)"),
-        ("int8: a row of weights twice", "const float *at = w + min64(n + r, rows - 1) * W", "const float *at = w + min64(n + r / 2 * 2, rows - 1) * W"),
+        ("int8: a row of weights twice", "*other = w + min64(n + r + 1, rows - 1) * W, *next", "*other = one, *next"),
     ),
     *_in(
         "csrc", "decode.c",
