@@ -25,22 +25,23 @@ static const Form forms[] = {{32, 32, 32, ROWS, MOST_X}, {32, 16, 32, ROWS, MOST
 INLINE int64_t blocks_of(const Form *f, int64_t C) { return (C + f->elements - 1) / f->elements; }
 
 // parts of a thread's scratch: floats from its begin on, and of all
-typedef struct { int64_t x, row, unpacked, partial, sums, all; } Parts;
+typedef struct { int64_t x, row, room, partial, sums, all; } Parts;
 static Parts parts_of(int64_t B, int64_t C, int64_t pack) {
     const Form *f = forms + pack;
     int64_t several = B > 1, row = B * blocks_of(f, C) * f->x;
-    int64_t unpacked = row + (several || pack == PACK_INT8) * round_up(C, 16);
-    int64_t partial = unpacked + (several && pack != PACK_INT8) * ROWS * DEEP, sums = partial + several * UNIT * B * 16;
-    return (Parts){0, unpacked > row ? row : 0, unpacked, partial, sums, sums + B * OF_UNIT};
+    int64_t apart = several || pack == PACK_INT8, room = row + apart * round_up(C, 16);
+    int64_t partial = room + (several && pack == PACK_FP32) * ROWS * DEEP, sums = partial + (several && pack != PACK_INT8) * UNIT * B * 16;
+    return (Parts){0, apart * row, room, partial, sums, sums + B * OF_UNIT};
 }
 
 static void products_beside(const Product *p, float *room, const Parts *at, int64_t n, int64_t rows) {
     const Form *f = forms + p->pack;
     int64_t B = p->B, R = f->rows, groups = (rows + R - 1) / R, passes = (B + f->most_x - 1) / f->most_x;
-    int64_t all = blocks_of(f, p->C), most = DEEP / f->elements, direct = p->pack == PACK_FP32 && p->C % 32 == 0;
+    int64_t all = blocks_of(f, p->C), most = p->pack == PACK_INT8 ? all : DEEP / f->elements;
+    int64_t direct = p->pack == PACK_FP32 && p->C % 32 == 0, whole = p->pack || direct;
     int64_t lines = direct ? 1 + (passes == 1) : (R * f->w + 16 * passes - 1) / (16 * passes);
     const float *first = p->weight + n * p->W, *x = room + at->x;
-    Beside *const *sums_of = p->pack == PACK_INT8 ? besides_int8 : besides[direct];
+    Beside *const *sums_of = p->pack == PACK_INT8 ? int8_sums : p->pack == PACK_BF16 ? bf16_sums : direct ? fp32_sums : room_sums;
     for (int64_t done = 0; done < all; done += most) {
         int64_t blocks = min64(all - done, most), complete = done + blocks == all;
         for (int64_t i = 0; i < groups; i++) {
@@ -50,12 +51,7 @@ static void products_beside(const Product *p, float *room, const Parts *at, int6
             const float *next = !last ? w + R * p->W : complete ? first + rows * p->W : first + (done + blocks) * f->w;
             Group g = {.w = w, .W = p->W, .next_W = p->W, .run = blocks * f->w, .lines = lines, .B = B, .rows = here, .blocks = blocks,
                        .first = done == 0, .last = complete};
-            if (!direct && p->pack != PACK_INT8) {
-                float *unpacked = room + at->unpacked;
-                if (p->pack == PACK_FP32) unpack(unpacked, w, p->W, here, blocks, p->C - done * 32, PACK_FP32);
-                else unpack(unpacked, w, p->W, here, blocks, 0, PACK_BF16);
-                g.w = unpacked, g.W = DEEP;
-            }
+            if (!whole) fill_room(room + at->room, w, p->W, here, blocks, p->C - done * 32), g.w = room + at->room, g.W = DEEP;
             for (int64_t b = 0, NB; b < B; b += NB) {
                 NB = min64(B - b, f->most_x);
                 g.partial = room + at->partial + (i * B + b) * R * 16, g.sums = room + at->sums + b * OF_UNIT + i * R;

@@ -48,7 +48,7 @@ ALONE(PACK_FP32)
 ALONE(PACK_BF16)
 
 // --- several rows of x: ROWS rows of weights and up to MOST_X of x at a time, a chunk of them after the other. Sixteen elements of
-// each row of x lie side by side; what is packed, or not in whole blocks, is unpacked into `room`, once for all of x.
+// each row of x lie side by side; floats that are not in whole blocks are copied to `room` first.
 
 // one group of rows of weights and of x, a chunk of them; what is fetched meanwhile: lines from `next` on, the same of each row
 typedef struct {
@@ -86,7 +86,7 @@ INLINE void put_sums(const Group *g, const v16 *sum, const int R, const int stri
             }
 }
 
-INLINE void beside(const Group *g, const int NB, const int direct) {
+INLINE void beside(const Group *g, const int NB, const int direct, const int pack) {
     const float *ws[ROWS], *x = g->x;
     const int64_t ahead = g->next - g->w, lines = g->lines;
     Coming f = {g->next, g->next + g->first_run};
@@ -102,8 +102,9 @@ INLINE void beside(const Group *g, const int NB, const int direct) {
 #pragma GCC unroll 2
         for (int half = 0; half < 2; half++, x += 16 * g->B) {
             v16 v[ROWS];
+            if (pack) __asm__ volatile("" ::: "memory");  // words of both halves would not fit into registers
 #pragma GCC unroll 8
-            for (int r = 0; r < ROWS; r++) v[r] = v16_load(ws[r] + k + 16 * half);
+            for (int r = 0; r < ROWS; r++) v[r] = take_half(ws[r] + (pack ? k / 2 : k), half, pack);
             if (direct && half < lines)
 #pragma GCC unroll 8
                 for (int r = 0; r < ROWS; r++) __builtin_prefetch(ws[r] + k + 16 * half + ahead, 0, 3);
@@ -119,28 +120,24 @@ INLINE void beside(const Group *g, const int NB, const int direct) {
 }
 
 typedef void Beside(const Group *g);
-#define BESIDE(NB)                                                                          \
-    static __attribute__((noinline)) void direct_##NB(const Group *g) { beside(g, NB, 1); } \
-    static __attribute__((noinline)) void room_##NB(const Group *g) { beside(g, NB, 0); }
+#define BESIDE(NB)                                                                                     \
+    static __attribute__((noinline)) void fp32_##NB(const Group *g) { beside(g, NB, 1, PACK_FP32); }   \
+    static __attribute__((noinline)) void room_##NB(const Group *g) { beside(g, NB, 0, PACK_FP32); }   \
+    static __attribute__((noinline)) void halves_##NB(const Group *g) { beside(g, NB, 0, PACK_BF16); }
 BESIDE(1)
 BESIDE(2)
 #if VW == 16
 BESIDE(3)
 BESIDE(4)
-static Beside *const besides[2][MOST_X + 1] = {{0, room_1, room_2, room_3, room_4}, {0, direct_1, direct_2, direct_3, direct_4}};
+#define ALL_X(KIND) {0, KIND##_1, KIND##_2, KIND##_3, KIND##_4}
 #else
-static Beside *const besides[2][MOST_X + 1] = {{0, room_1, room_2}, {0, direct_1, direct_2}};
+#define ALL_X(KIND) {0, KIND##_1, KIND##_2}
 #endif
+static Beside *const fp32_sums[] = ALL_X(fp32), *const room_sums[] = ALL_X(room), *const bf16_sums[] = ALL_X(halves);
 
-// `blocks` blocks of some rows as float32, zeros behind the last of C elements
-INLINE void unpack(float *room, const float *w, int64_t W, int64_t rows, int64_t blocks, int64_t C, const int pack) {
+// `blocks` blocks of some rows, zeros behind the last of C elements
+static void fill_room(float *room, const float *w, int64_t W, int64_t rows, int64_t blocks, int64_t C) {
     for (int64_t r = 0; r < rows; r++)
-        for (int64_t i = 0; i < blocks; i++) {
-            const float *from = w + r * W + i * (pack ? 16 : 32);
-            float *to = room + r * DEEP + 32 * i;
-            int64_t left = C - 32 * i;
-            if (pack == PACK_FP32 && left < 32)
-                v16_store(to, v16_load_n(from, min64(left, 16))), v16_store(to + 16, v16_load_n(from + 16, left < 16 ? 0 : left - 16));
-            else v16_store(to, take_half(from, 0, pack)), v16_store(to + 16, take_half(from, 1, pack));
-        }
+        for (int64_t k = 0; k < 32 * blocks; k += 16)
+            v16_store(room + r * DEEP + k, v16_load_n(w + r * W + k, C - k < 0 ? 0 : min64(C - k, 16)));
 }

@@ -94,7 +94,5 @@ BESIDE_INT8(2)
 #if VW == 16
 BESIDE_INT8(3)
 BESIDE_INT8(4)
-static Beside *const besides_int8[INT8_X + 1] = {0, int8_1, int8_2, int8_3, int8_4};
-#else
-static Beside *const besides_int8[INT8_X + 1] = {0, int8_1, int8_2};
 #endif
+static Beside *const int8_sums[] = ALL_X(int8);

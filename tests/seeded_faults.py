@@ -217,8 +217,7 @@ C_FAULTS = [
         ("a row of the batch twice", "v16 y = v16_load(x + 16 * i);", "v16 y = v16_load(x + i / 2 * 32);"),
         ("a chunk forgets the one before", "return g->first ? v16_set(0.0f)", "return 1 ? v16_set(0.0f)"),
         ("sums of six rows in the order of four", "of[r + 2 < R ? 2 * stride : 0]", "of[r + 2 < R ? stride : 0]"),
-        ("unpacked rows end with what lies behind them", "v16_store(to + 16, v16_load_n(from + 16, left < 16 ? 0 : left - 16));",
-         "v16_store(to + 16, v16_load(from + 16));"),
+        ("rows that are copied end with what lies behind them", "C - k < 0 ? 0 : min64(C - k, 16)));", "16));"),
     ),
     *_in(
         "csrc", "decode_int8.c",
@@ -241,7 +240,7 @@ C_FAULTS = [
         ("the last rows of weights run over", "            store16(p->out + to, z, m);", "            v16_store(p->out + to, z);"),
         ("threads share a copy of the batch", "float *room = scratch + rank() * at.all", "float *room = scratch"),
         ("the last group of rows is dropped", "groups = (rows + R - 1) / R", "groups = rows < R ? 1 : rows / R"),
-        ("int8: a chunk of x from the wrong place", "g.x = x + done * f->x * B", "g.x = x + done * 32 * B"),
+        ("a chunk of x from the wrong place", "g.x = x + done * f->x * B", "g.x = x + done * 16 * B"),
         ("int8: the last elements of x are dropped", "for (int64_t k = 0; k < C; k += SUPER) round_x", "for (int64_t k = 0; k + SUPER <= C; k += SUPER) round_x"),
         ("keys of a prompt lie as rows", "to[i * 16 + j] = from[j * width + i];", "to[j * 16 + i] = from[j * width + i];"),
         ("a value behind the prompt is overwritten", "for (int64_t t = 0; t < T; t++) memcpy(value", "for (int64_t t = 0; t <= T && t < S; t++) memcpy(value"),
