@@ -1,7 +1,9 @@
 """Every way in which a build can fall short leaves a package that works or says in one line what to install.
 
-Each case builds a copy of the source tree with a compiler of its own making, at -O0, and asks the result what it runs on."""
+Each case builds a copy of the source tree with a compiler of its own making, at -O0, or takes a copy of what another has built,
+and asks the result what it runs on."""
 
+import functools
 import os
 import shutil
 import subprocess
@@ -33,6 +35,7 @@ COMPILERS = {  # what it lacks -> the case of its shell script
     "AVX-512": REJECTS.format(pattern="-mavx512*", error="unrecognized command-line option '$word'"),
     "OpenMP": REJECTS.format(pattern="-fopenmp", error="cannot read spec file 'libgomp.spec': No such file or directory"),
 }
+TEMPTING = "-Ofast -march=native -ffast-math -g0"
 ASK = """
 import sys
 from gpt2flat import kernels
@@ -41,15 +44,44 @@ print(k.name, "|", k.label, "|", k.openmp(), "|", ",".join(kernels.available_isa
 """
 
 
-@pytest.fixture
-def tree(tmp_path):
+def source(tree: Path) -> Path:
     """A source tree without what a build leaves."""
     keep = shutil.ignore_patterns("*.so", "__pycache__", "build.json", "_*.c")
     for name in ("csrc", "gpt2flat"):
-        shutil.copytree(ROOT / name, tmp_path / "tree" / name, ignore=keep)
+        shutil.copytree(ROOT / name, tree / name, ignore=keep)
     for name in ("setup.py", "pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, tmp_path / "tree")
-    return tmp_path / "tree"
+        shutil.copy(ROOT / name, tree)
+    return tree
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    return source(tmp_path / "tree")
+
+
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory):
+    """builds(lacks) -> the tree that this compiler has built, under flags that a build must not take; built once."""
+
+    @functools.cache
+    def built(lacks: str) -> Path:
+        tree = source(tmp_path_factory.mktemp("built") / "tree")
+        done = build(tree, lacks, CFLAGS=TEMPTING)
+        assert done.returncode == 0, done.stderr
+        return tree
+
+    return built
+
+
+@pytest.fixture
+def built(builds, tmp_path) -> Path:
+    """A copy of a tree that was built, where nothing was lacking."""
+    return shutil.copytree(builds("nothing"), tmp_path / "tree")
+
+
+@pytest.fixture
+def without_openmp(builds, tmp_path) -> Path:
+    return shutil.copytree(builds("OpenMP"), tmp_path / "tree")
 
 
 def build(tree: Path, lacks: str = "nothing", **environment) -> subprocess.CompletedProcess:
@@ -105,8 +137,8 @@ def test_a_compiler_that_rejects_avx512_builds_the_others(tree):
     assert refused.returncode and "GPT2FLAT_ISA=avx512: this machine and build have scalar" in refused.stderr
 
 
-def test_built_without_openmp_c_stands_back_for_numba(tree):
-    assert build(tree, "OpenMP").returncode == 0
+def test_built_without_openmp_c_stands_back_for_numba(without_openmp):
+    tree = without_openmp
     assert all(v["built"] and not v["openmp"] and "libgomp.spec" in v["error"] for v in variants(tree).values())
     name, label, openmp, _ = answer(tree)
     assert (name, openmp) == ("numba", "True")
@@ -118,9 +150,8 @@ def test_built_without_openmp_c_stands_back_for_numba(tree):
     assert answer(tree)[0] == "c"
 
 
-def test_what_was_built_from_other_sources_is_an_error(tree):
-    done = build(tree, CFLAGS="-Ofast -march=native -ffast-math -g0")
-    assert done.returncode == 0, done.stderr
+def test_what_was_built_from_other_sources_is_an_error(built):
+    tree = built
     flags = [v["flags"].split() for v in variants(tree).values()]
     assert all("-g0" in f and not {"-Ofast", "-march=native", "-ffast-math"} & {*f} for f in flags)  # law 7
     assert answer(tree)[0] == "c"
@@ -134,19 +165,19 @@ def test_what_was_built_from_other_sources_is_an_error(tree):
     assert (run.returncode, run.stderr.count("\n")) == (9, 1) and "other sources" in run.stderr
     newest = max(path.stat().st_mtime for path in tree.rglob("*.so"))
     os.utime(tree / "csrc" / "gelu.c", (newest - 1e6, newest - 1e6))  # the clock does not decide, the content does
-    assert build(tree).returncode == 0 and answer(tree)[0] == "c"
+    assert build(tree, "AVX-512").returncode == 0 and answer(tree)[0] == "c"
 
 
-def test_an_extension_left_behind_by_a_failed_build_goes(tree):
-    build(tree)
+def test_an_extension_left_behind_by_a_failed_build_goes(built):
+    tree = built
     with open(tree / "csrc" / "gelu.c", "a") as source:
         source.write("// an update\n")
     build(tree, CC="/nowhere/gcc")
     assert not list(tree.rglob("*.so")) and "no C compiler" in answer(tree)[1]
 
 
-def test_a_build_for_elsewhere_leaves_the_tree_alone(tree):
-    assert build(tree).returncode == 0
+def test_a_build_for_elsewhere_leaves_the_tree_alone(built):
+    tree = built
     with open(tree / "csrc" / "kernels.c", "a") as source:
         source.write("\n")
     built = sorted(tree.glob("gpt2flat/kernels/*.so"))
@@ -156,17 +187,17 @@ def test_a_build_for_elsewhere_leaves_the_tree_alone(tree):
     assert built and sorted(tree.glob("gpt2flat/kernels/*.so")) == built
 
 
-def test_what_the_record_does_not_blame_is_not_blamed(tree):
+def test_what_the_record_does_not_blame_is_not_blamed(without_openmp):
     """Built without OpenMP, but all there: the missing cffi is named, and no other instruction set is called missing."""
-    assert build(tree, "OpenMP").returncode == 0
+    tree = without_openmp
     no_cffi = "import sys\nfor name in ('_cffi_backend', 'cffi'): sys.modules[name] = None\n"
     assert "pip install cffi" in answer(tree, no_cffi)[1]
     label = answer(tree, "import os; os.environ['GPT2FLAT_ISA'] = 'scalar'\n")[1]
     assert label.count("OpenMP missing") == 1 and "not built" not in label
 
 
-def test_what_lies_beside_the_sources_does_not_matter(tree):
-    assert build(tree).returncode == 0
+def test_what_lies_beside_the_sources_does_not_matter(built):
+    tree = built
     (tree / "csrc" / ".#gelu.c").symlink_to("nobody@nowhere.1")  # an editor's lock
     (tree / "csrc" / "try.c").touch()
     assert answer(tree)[0] == "c"
