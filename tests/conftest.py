@@ -1,4 +1,4 @@
-"""What all tests share: a hypothesis profile, the full tier (--full), last lines that count what was left out."""
+"""What all tests share: a hypothesis profile, two processes, the full tier (--full), last lines that count what was left out."""
 
 import ast
 import os
@@ -29,6 +29,13 @@ NEEDS = {
     "test_tensorboard.py": (("tensorboard",), "pip install -e '.[tensorboard]'"),
     "test_build.py": (("gcc",), "apt install gcc python3-dev"),
 }
+
+# A second process takes these, where the whole suite runs on two CPUs or more: they keep one core busy for half of the time, and
+# none has a clock in it that a busy core would upset. The first of them compiles all twins; those of BEHIND find them compiled.
+BESIDE = ("test_kernels.py", "test_misuse.py", "test_guard_pages.py", "test_build.py", "test_faults.py", "test_fuzz.py")
+BEHIND = {f"test_{name}.py" for name in ("bench", "bench_step", "decoder", "dropout", "install", "lifetimes", "model", "openmp",
+          "order_of_sums", "stored_parity", "team", "twins")}  # fmt: skip
+STEP_BACK = 10  # nice: that process gets a tenth of a CPU that the other wants, so that teams of threads there do not wait for it
 
 FULL = "takes minutes or tools that few machines have; run by pytest --full"
 
@@ -82,14 +89,63 @@ def pytest_configure(config):
     config.addinivalue_line("markers", f"full: {FULL}")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Two processes for the whole of the fast tier, by pytest-xdist; what is named by file, debugged or slow runs in one (-n 0 or 2
+    says so for any)."""
+    if hasattr(config, "workerinput") or getattr(config.option, "numprocesses", 0) is not None:
+        return  # one of the two, or somebody has said how many, or there is no pytest-xdist
+    plain = config.args_source is pytest.Config.ArgsSource.TESTPATHS and config.getoption("capture") != "no"
+    if plain and not any(map(config.getoption, ("full", "markexpr", "keyword", "usepdb", "collectonly", "trace"))):
+        from gpt2flat.memory.limits import affinity  # here, where coverage sees it
+
+        config.option.numprocesses = 2 if len(affinity()) > 1 else 0
+
+
+def is_beside(nodeid: str) -> bool:
+    return Path(nodeid.partition("::")[0]).name in BESIDE
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Two(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return is_beside(nodeid)
+
+    return Two(config, log)
+
+
+def pytest_runtest_setup(item):
+    if hasattr(item.config, "workerinput") and is_beside(item.nodeid) and hasattr(os, "setpriority"):
+        os.setpriority(os.PRIO_PROCESS, 0, STEP_BACK)
+
+
+def order(item) -> int:
+    name = item.path.name
+    return BESIDE.index(name) if name in BESIDE else len(BESIDE) + (name in BEHIND)
+
+
 def pytest_collection_modifyitems(config, items):
     """The full tier is left out unless asked for, or named by -m."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=order)
     if config.getoption("--full") or config.getoption("-m"):
         return
     slow = [item for item in items if item.get_closest_marker("full")]
     if slow:
         items[:] = [item for item in items if not item.get_closest_marker("full")]
         config.hook.pytest_deselected(items=slow)
+        if hasattr(config, "workeroutput"):
+            config.workeroutput["slow"] = [item.nodeid for item in slow]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Both processes have left out the same tests, which are counted here once."""
+    if node.gateway.id == "gw0" and (slow := getattr(node, "workeroutput", {}).get("slow")):
+        node.config.hook.pytest_deselected(items=slow)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
