@@ -6,6 +6,7 @@ import shutil
 import signal
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
@@ -145,7 +146,7 @@ def pytest_collection_modifyitems(config, items):
 def pytest_testnodedown(node, error):
     """Both processes have left out the same tests, which are counted here once."""
     if node.gateway.id == "gw0" and (slow := getattr(node, "workeroutput", {}).get("slow")):
-        node.config.hook.pytest_deselected(items=slow)
+        node.config.hook.pytest_deselected(items=[SimpleNamespace(nodeid=nodeid) for nodeid in slow])
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

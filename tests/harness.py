@@ -308,7 +308,7 @@ def cases(fills=FILLS) -> list[Case]:
     return list(dict.fromkeys(found))
 
 
-def python(*words: str, timeout: float = 120) -> subprocess.CompletedProcess:
+def python(*words: str, timeout: float = 600) -> subprocess.CompletedProcess:
     """A Python of its own that sees the same package."""
     path = os.pathsep.join([str(Path(kernels.__file__).parents[2]), str(Path(__file__).parent)])
     environment = os.environ | {"PYTHONPATH": path}
