@@ -13,6 +13,7 @@ from .evaluation.heatpage import Heat, page
 from .evaluation.sets import How, Opened, Set, TextSet, open_set, validation_of
 from .evaluation.table import as_text, heading, words
 from .formats.files import write_atomically
+from .generation.cache import WEIGHTS
 from .kernels import MAX_THREADS
 from .model import PRECISIONS
 from .training.screen import duration, say
@@ -52,11 +53,23 @@ def parser() -> Parser:
     p.add_argument(
         "--color", default=COLOR[0], help="for --heat: auto (on a terminal, unless NO_COLOR is set), always, never"
     )
+    p.add_argument("--weights", type=weights, default="fp32", metavar="fp32,bf16,int8",
+                   help="a row of the table for each: bf16 and int8 are read token by token, as generate writes with them, which takes "
+                   "about as long as writing (fp32)")  # fmt: skip
     p.add_argument("--precision", default=PRECISIONS[0], help=f"{' or '.join(PRECISIONS)}: of matrix products")
     threads = "at most; default: physical cores, or OMP_NUM_THREADS"
     p.add_argument("--threads", type=number("--threads", int, 1, MAX_THREADS), help=threads)
     p.add_argument("--json", action="store_true", help="print JSON, every digit")
     return p
+
+
+def weights(text: str) -> list[str]:
+    names = text.split(",")
+    if wrong := [name for name in names if name not in WEIGHTS]:
+        raise UsageError(
+            f"--weights {text}: found {wrong[0]!r}, expected some of {', '.join(WEIGHTS)} with commas between them"
+        )
+    return names
 
 
 class Progress:
@@ -83,6 +96,7 @@ class Progress:
 def body(argv: list[str]) -> None:
     args = parser().parse(argv)
     check_heat(args)
+    check_weights(args)
     how = How(args.seq_len, args.stride, args.batch_size, args.max_tokens, args.limit)
     named = {word: open_set(word) for word in args.words}
     models: list[str | None] = [word for word, data in named.items() if data is None] or [None]
@@ -92,17 +106,24 @@ def body(argv: list[str]) -> None:
     heats: list[Heat] = []
     for name in models:
         model, tokenizer, path = open_model(name, threads=args.threads, precision=args.precision, recompute=RECOMPUTE)
-        opened = Opened(name or str(path), model, tokenizer, path)
-        results[opened.name] = {}
-        for data in sets or [validation_of(opened, data_folders())]:
-            columns.setdefault(data.title, data)
-            with Progress(f"{opened.name} on {data.title}") as told:
-                found = results[opened.name][data.title] = data.measure(opened, how, told)
-            if args.heat is not None and isinstance(data, TextSet):
-                heats.append(heat_of(data, opened, how, args.heat_tokens, found))
+        for kept in args.weights:
+            opened = Opened(name or str(path), model, tokenizer, path).packed(kept)
+            results[opened.name] = {}
+            for data in sets or [validation_of(opened, data_folders())]:
+                columns.setdefault(data.title, data)
+                with Progress(f"{opened.name} on {data.title}") as told:
+                    found = results[opened.name][data.title] = data.measure(opened, how, told)
+                if args.heat is not None and isinstance(data, TextSet):
+                    heats.append(heat_of(data, opened, how, args.heat_tokens, found))
         del model, opened  # its memory goes before the next one comes
     show_heat(heats, args)
     show_json(results) if args.json else show(columns, results)
+
+
+def check_weights(args) -> None:
+    """Raises UsageError for --weights beside what would not heed it."""
+    if args.weights != ["fp32"] and args.tasks:
+        raise UsageError("--weights does not go with --tasks: the harness asks the model as it is")
 
 
 def tasks_of(args) -> list[Set]:

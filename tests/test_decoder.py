@@ -346,6 +346,9 @@ def test_what_is_no_prompt_and_no_step():
     decoder = Decoder(made(), 2)
     with pytest.raises(UsageError, match="prefill first"):
         decoder.step([1, 2])
+    for rows in (0, 3):
+        with pytest.raises(KernelArgError, match=f"begin: {rows} rows, expected 1 to 2"):
+            decoder.begin(rows)
     for prompts in ([], [[1], [2], [3]], [[1], []], [[1], [0.5]], [[1], [[2]]], [[1], "a"], [[1], None]):
         with pytest.raises(KernelArgError, match="prefill: .*prompts|prompts: expected"):
             decoder.prefill(prompts)

@@ -143,6 +143,15 @@ def test_bf16_products_are_near(ask):
     assert full != half and full == pytest.approx(half, rel=1e-2)
 
 
+def test_weights_in_fewer_bits_are_rows_of_the_table(ask):
+    code, out, error = ask("a", "t.txt", "--weights", "fp32,bf16,int8", "--max-tokens", 40)
+    assert (code, error) == (0, "") and [line.split("  ")[0] for line in out.splitlines()[-3:]] == ["a", "a bf16", "a int8"]
+    found = [results(ask("a", "t.txt", "--json", "--weights", "int8,fp32", "--max-tokens", 40, *b)) for b in ((), ("-b", 1))]
+    assert found[0] == found[1] and [row["model"] for row in found[0]] == ["a int8", "a"]
+    int8, fp32 = (row["loss"] for row in found[0])
+    assert int8 != fp32 and int8 == pytest.approx(fp32, rel=5e-3)
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 WRONG = """
@@ -161,6 +170,8 @@ a t.txt --stride 0          | 2 | --stride 0
 a t.txt -b 0                | 2 | --batch-size
 a t.txt --precision fp8     | 2 | precision 'fp8'
 a t.txt --bits              | 2 | --bits
+a t.txt --weights fp32,int4 | 2 | --weights fp32,int4: found 'int4', expected some of fp32, bf16, int8
+a --weights int8 --tasks x  | 2 | --weights does not go with --tasks
 c tokens                    | 2 | the vocabularies clash: tokens/*_val*.bin was made with the tokenizer in tokens/ (18 tokens), c has a vocabulary of 257
 other.bin other             | 2 | other.bin was trained with another of 18 tokens
 a one.bin                   | 4 | holds fewer than two tokens

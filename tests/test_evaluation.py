@@ -15,7 +15,9 @@ from gpt2flat.data.tokens import ArrayShard, FileShard, TokenLoader
 from gpt2flat.errors import DataError, KernelArgError, NonFiniteError, UsageError
 from gpt2flat.evaluation import text
 from gpt2flat.evaluation.scoring import ExactSum, Row, score
+from gpt2flat.evaluation.steps import ByStep
 from gpt2flat.evaluation.text import Windows
+from gpt2flat.formats import bf16
 from gpt2flat.training.loop import validate
 
 V, LONGEST = 97, 24
@@ -43,6 +45,45 @@ def ids() -> np.ndarray:
 def losses_of(model, windows: Windows, *arrays, batch_size: int = 4) -> np.ndarray:
     rows = windows.rows([ArrayShard(ids) for ids in arrays], V)
     return np.concatenate(list(score(model, rows, batch_size, grain=windows.T)))
+
+
+def test_steps_are_the_forward(model):
+    """Rows of any lengths, with what is not predicted in between; `look` sees the logits in their order."""
+    rng = np.random.default_rng(5)
+    tokens = rng.integers(0, V, (4, LONGEST))
+    targets = np.where(rng.random((4, LONGEST)) < 0.6, rng.integers(0, V, (4, LONGEST)), -1)
+    targets[1], targets[2, 5:] = -1, -1
+    expected, seen, found = model.losses(tokens, targets), [], {}
+    for batch in (tokens, tokens[::-1]):
+        steps = ByStep(model, "fp32")
+        found[len(found)] = steps.losses(batch, targets if batch is tokens else targets[::-1])
+    np.testing.assert_allclose(found[0], expected, rtol=2e-5, atol=2e-6)
+    ends = np.cumsum((targets >= 0).sum(1))[:-1]
+    assert [row.tolist() for row in np.split(found[0], ends)][::-1] == [
+        row.tolist() for row in np.split(found[1], len(found[1]) - ends[::-1])
+    ]
+    looked = ByStep(model, "fp32").losses(tokens, targets, lambda logits: seen.append(logits.argmax(1)))
+    assert looked.tolist() == found[0].tolist()
+    assert np.concatenate(seen).tolist() == model.logits(tokens)[targets >= 0].argmax(1).tolist()
+
+
+def round_to_bf16(floats: np.ndarray) -> None:
+    bf16.decode_into(bf16.encode(floats), floats)
+
+
+def test_packed_weights_are_what_is_measured(ids):
+    """The losses of bf16 are those of a model with rounded matrices; those of int8 are near, and neither are fp32's."""
+    exact, rounded = make(), make()
+    for m in (exact, rounded):
+        round_to_bf16(m.params["wte"])  # its rows are the inputs of both
+    for name in ("qkvw", "attprojw", "fcw", "fcprojw"):
+        round_to_bf16(rounded.params[name])
+    windows = Windows(LONGEST, 10)
+    whole, expected = (losses_of(m, windows, ids) for m in (exact, rounded))
+    np.testing.assert_allclose(losses_of(ByStep(exact, "bf16"), windows, ids), expected, rtol=1e-4, atol=1e-5)
+    coarse = losses_of(ByStep(exact, "int8"), windows, ids)
+    assert 1e-4 < abs(coarse - whole).max() and coarse.mean() == pytest.approx(whole.mean(), rel=0.03)
+    assert abs(expected - whole).max() > 1e-3
 
 
 # --- sums ------------------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ class Priced:
 
     def losses(self, tokens, targets, look):
         came = targets[targets >= 0]
-        look(np.zeros((len(came), 100), np.float32))
+        assert look is None
         return (came / 10).astype(np.float32)
 
 

@@ -28,13 +28,13 @@ def score(model, rows: Iterable[Row], batch_size: int, grain: int, mix: int = 1)
 
     grain: rows are padded to a multiple of it, so that few shapes are planned; mix: in so many batches rows may change places,
     so that those of one length come together. Raises DataError for ids outside the vocabulary, NonFiniteError."""
-    return (losses for losses, _ in score_and_look(model, rows, batch_size, grain, mix, lambda logits, ids: ids))
+    return (losses for losses, _ in score_and_look(model, rows, batch_size, grain, mix, None))
 
 
 def score_and_look(
-    model, rows: Iterable[Row], batch_size: int, grain: int, mix: int, look: Look
+    model, rows: Iterable[Row], batch_size: int, grain: int, mix: int, look: Look | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """What score yields, each with what `look` made of the same predictions."""
+    """What score yields, each with what `look` made of the same predictions (None: the ids that came)."""
     rows, full = iter(rows), 0
     while group := list(itertools.islice(rows, batch_size * mix)):
         found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -46,7 +46,7 @@ def score_and_look(
         yield from (found[i] for i in range(len(group)))
 
 
-def _batch(model, rows: list[Row], B: int, grain: int, look: Look) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _batch(model, rows: list[Row], B: int, grain: int, look: Look | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     longest = max(len(row.ids) for row in rows) - 1
     T = min(-(-longest // grain) * grain, model.config.block_size)
     tokens, targets = np.zeros((B, T), np.int32), np.full((B, T), -1, np.int32)
@@ -60,11 +60,11 @@ def _batch(model, rows: list[Row], B: int, grain: int, look: Look) -> Iterator[t
         seen.append(look(logits, came[done : done + len(logits)]))
         done += len(logits)
 
-    losses = model.losses(tokens, targets, looked)
+    losses = model.losses(tokens, targets, looked if look else None)
     if not np.isfinite(losses).all():
         raise NonFiniteError("a loss is not finite: the weights of this model have gone astray")
     ends = np.cumsum([len(row.ids) - row.known for row in rows])[:-1]
-    return zip(np.split(losses, ends), np.split(np.concatenate(seen), ends), strict=True)
+    return zip(np.split(losses, ends), np.split(np.concatenate(seen) if look else came, ends), strict=True)
 
 
 class ExactSum:

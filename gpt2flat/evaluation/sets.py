@@ -16,12 +16,14 @@ from ..data.tokens import ArrayShard, Shard, find_shards
 from ..errors import DataError, UsageError
 from ..formats import llmc
 from ..formats.choices import COMPLETIONS, ChoiceFile, ChoiceLines
+from ..generation.stream import BATCH
 from ..model import Model
 from ..training import config
 from ..training.inputs import Start, best_tokenizer, find_data
 from ..training.manifest import MODEL
 from . import choices, text
 from .heat import Piece, pieces, tell
+from .steps import ByStep
 from .text import Windows
 
 TOKEN_KINDS = (llmc.KINDS[llmc.TOKENS], llmc.OLD_TOKENS)
@@ -31,12 +33,20 @@ BATCH_TOKENS = 1024  # of a batch, by default
 
 
 class Opened(NamedTuple):
-    """A model as it was named, its tokenizer (None: nothing tells what its ids mean) and the path of its weights."""
+    """A model as it was named, its tokenizer (None: nothing tells what its ids mean), the path of its weights, and how many rows at
+    once are worth it at least."""
 
     name: str
-    model: Model
+    model: Model | ByStep
     tokenizer: Tokenizer | None
     path: Path
+    rows: int = 1
+
+    def packed(self, weights: str) -> "Opened":
+        """The same with weights in fewer bits, as another model: read step by step. fp32: itself."""
+        if weights == "fp32":
+            return self
+        return self._replace(name=f"{self.name} {weights}", model=ByStep(self.model, weights), rows=BATCH)
 
 
 class How(NamedTuple):
@@ -62,8 +72,8 @@ class How(NamedTuple):
             )
         return Windows(T, stride, self.max_tokens)
 
-    def batch(self, T: int) -> int:
-        return self.batch_size or max(1, BATCH_TOKENS // T)
+    def batch(self, opened: Opened, T: int) -> int:
+        return self.batch_size or max(opened.rows, BATCH_TOKENS // T)
 
 
 class Set(Protocol):
@@ -97,7 +107,7 @@ class TextSet:
             raise DataError(f"{self.title}: holds fewer than two tokens, so there is nothing to predict")
         lengths = text.bytes_of_tokens(tokenizer) if tokenizer else None
         found = text.measure(
-            opened.model, shards, windows, how.batch(windows.T), lengths, lambda done: told(done, total)
+            opened.model, shards, windows, how.batch(opened, windows.T), lengths, lambda done: told(done, total)
         )
         return found | {"window": windows.T, "stride": windows.stride}
 
@@ -175,7 +185,7 @@ class Choices:
         with self._open(opened, opened.model.config.block_size) as file:
             total = min(file.count, how.limit or file.count)
             examples = list(itertools.islice(file, total))
-        batch = how.batch(choices.GRAIN * 2)
+        batch = how.batch(opened, choices.GRAIN * 2)
         return choices.measure(opened.model, examples, batch, self.title, lambda done: told(done, total))
 
     def _open(self, opened: Opened, T: int) -> ChoiceFile | ChoiceLines:

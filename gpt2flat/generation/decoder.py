@@ -78,6 +78,13 @@ class Decoder:
         self._read(np.arange(len(prompts)))
         return self._cache.token["logits"]
 
+    def begin(self, rows: int) -> None:
+        """So many rows without an id, which step goes on from. Forgets what was. Raises KernelArgError."""
+        self._check()
+        if not 1 <= rows <= self.rows:
+            raise KernelArgError(f"begin: {rows} rows, expected 1 to {self.rows}")
+        self.lengths, self._first = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+
     def step(self, ids: np.ndarray) -> np.ndarray:
         """ids: the next id of each row that there is. Returns (ids, V) float32 as prefill does."""
         self._check()
