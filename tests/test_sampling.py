@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2flat.errors import NonFiniteError, UsageError
-from gpt2flat.generation.sampling import BLOCK, Sampling, invert, log_probability, log_softmax
+from gpt2flat.generation.sampling import BLOCK, BUCKETS, STEPS, Sampling, invert, log_probability, log_softmax
 
 LOGITS = np.array([2.0, -1.0, 0.5, 3.0, 3.0, -4.0, 1.0, 0.0, 2.5, -0.5, 1.5, -2.0], np.float32)
 SEEN = np.array([3, 5, 3, 8])
@@ -148,6 +148,27 @@ def test_equal_ones_at_the_edge():
     assert Sampling(top_p=0.5).probabilities(flat).tolist() == [1 / 4] * 4 + [0] * 4
     assert Sampling(top_p=0.0).probabilities(LOGITS).argmax() == 3 and Sampling(top_p=0.0).probabilities(LOGITS)[3] == 1
     assert Sampling(min_p=1.0).probabilities(LOGITS)[[3, 4]].tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("step", [1 / STEPS, 1 / STEPS / BUCKETS, 0.5 / STEPS / BUCKETS, 1.0])
+def test_the_nucleus_among_buckets(step):
+    """Logits on the edges of buckets, of the finer ones, between these, and below all of them: the ids of a full sort."""
+    random = np.random.RandomState(4)
+    for p in random.random_sample(60):
+        logits = (-step * random.randint(0, 70, 200)).astype(np.float32)
+        assert (Sampling(top_p=p).probabilities(logits) > 0).tolist() == (exact(logits, top_p=p) > 0).tolist()
+
+
+def test_a_nucleus_that_ends_with_a_bucket():
+    """The likeliest alone are exactly p of the sum: none of the next bucket, nor of the next finer one, is needed."""
+    for apart in (1.0, 2 / STEPS / BUCKETS):
+        below = next(b for b in apart * np.arange(1.0, 2.0, 0.01) if _share(b) * (3 + np.exp(-b)) == 3.0)
+        found = Sampling(top_p=_share(below)).probabilities(np.array([0, -below, 0, 0]))
+        assert found.tolist() == [1 / 3, 0, 1 / 3, 1 / 3]
+
+
+def _share(below: float) -> float:
+    return 3.0 / (3 + np.exp(-below))
 
 
 def test_log_probabilities_are_those_of_the_model():

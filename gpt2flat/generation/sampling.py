@@ -88,14 +88,15 @@ class Sampling:
         ids = None
         if self.top_k is not None and self.top_k < len(x):
             ids = np.flatnonzero(x >= np.partition(x, -self.top_k)[-self.top_k])
+            x = x[ids]
+        weights = np.exp(x)
         if self.top_p is not None and self.top_p < 1:
-            kept = _nucleus(x if ids is None else x[ids], self.top_p)
-            ids = kept if ids is None else ids[kept]
+            kept = _nucleus(x, weights, self.top_p)
+            ids, weights = kept if ids is None else ids[kept], weights[kept]
         if self.min_p:
-            likely = x >= math.log(self.min_p)
-            ids = np.flatnonzero(likely) if ids is None else ids[likely[ids]]
-        x = x if ids is None else x[ids]
-        return ids, np.exp(x, out=x)
+            kept = np.flatnonzero(weights >= self.min_p)
+            ids, weights = kept if ids is None else ids[kept], weights[kept]
+        return ids, weights
 
 
 USUAL = Sampling()
@@ -116,26 +117,30 @@ def invert(weights: np.ndarray, at: float) -> int:
     return block * BLOCK + min(int(within), int(np.flatnonzero(part)[-1]))
 
 
-def _nucleus(x: np.ndarray, p: float) -> np.ndarray:
-    """The places, rising, of the fewest largest x whose share of the sum of exp(x) reaches p; x is at most 0.
+def _nucleus(x: np.ndarray, weights: np.ndarray, p: float) -> np.ndarray:
+    """The places, rising, of the fewest largest weights, exp(x), whose share of their sum reaches p. x is at most 0, and lost.
 
-    Of those below (1 - p) / n of the sum not one is needed: all of them together are not as much as 1 - p of it. Of the
-    others only the bucket in which p is reached is sorted."""
-    weights = np.exp(x)
-    total = weights.sum()
-    likely = np.flatnonzero(weights >= (1 - p) * total / len(weights) * (1 - 1e-9))
-    weights, place = weights[likely], x[likely]
-    place *= -STEPS
-    bucket = np.minimum(place, BUCKETS - 1, out=place).astype(np.intp)
-    cumulated = np.cumsum(np.bincount(bucket, weights, BUCKETS))
-    wanted = p * total
-    last = int(np.searchsorted(cumulated, wanted))
-    kept = bucket < last
-    border = np.flatnonzero(bucket == last)
+    They fall into buckets by x, and those of the bucket in which p is reached into finer ones; only one of these is sorted. Few
+    arrays of the vocabulary's size: it is to write new memory that takes the time."""
+    wanted = p * weights.sum()
+    place = np.minimum(np.multiply(x, -STEPS, out=x), BUCKETS - 1, out=x)
+    bucket = place.astype(np.intp)
+    last, before = _reached(bucket, weights, 0.0, wanted)
+    kept, border = bucket < last, np.flatnonzero(bucket == last)
+    bucket = ((place[border] - last) * BUCKETS).astype(np.intp)
+    last, before = _reached(bucket, weights[border], before, wanted)
+    kept[border[bucket < last]] = True
+    border = border[bucket == last]
     border = border[np.argsort(-weights[border], kind="stable")]
-    before = cumulated[last - 1] if last else 0.0
     kept[border[: 1 + np.searchsorted(before + np.cumsum(weights[border]), wanted)]] = True
-    return likely[kept]
+    return np.flatnonzero(kept)
+
+
+def _reached(bucket: np.ndarray, weights: np.ndarray, before: float, wanted: float) -> tuple[int, float]:
+    """The bucket with which the sum of the weights from `before` on reaches `wanted`, and the sum in front of it."""
+    cumulated = before + np.cumsum(np.bincount(bucket, weights, BUCKETS))
+    last = int(np.searchsorted(cumulated, wanted))
+    return last, float(cumulated[last - 1]) if last else before
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
