@@ -63,6 +63,15 @@ def test_the_newest_run_and_its_highest_step(here, model):
     assert find_checkpoint(None).parts[1] == "a-003"  # no times at all: by name
 
 
+def test_a_vocabulary_that_only_decodes_still_writes(here, capsys):
+    Path("model.bin").write_bytes((LLMC_TINY / "model.bin").read_bytes())
+    Path("tokenizer.bin").write_bytes((LLMC_TINY / "tokenizer.bin").read_bytes())
+    assert main(["model.bin", "-n", "3", "--json"]) == 0
+    found, tokenizer = json.loads(capsys.readouterr().out), Tokenizer.load("tokenizer.bin")
+    assert found["text"] == tokenizer.decode(found["ids"]) and tokenizer.kind == "table"
+    assert main(["model.bin", "-p", "a"]) == 4 and "can only decode" in capsys.readouterr().err
+
+
 STARTED = "import sys, gpt2flat.training.run as r; print(repr(r.Run(sys.argv[1]).started))"
 
 
