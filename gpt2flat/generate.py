@@ -3,7 +3,6 @@ loop."""
 
 import argparse
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -11,7 +10,7 @@ from dataclasses import fields
 
 from .command import MODEL_HELP, Parser, StopSignal, number, open_model, run
 from .data.tokenizer import Tokenizer, escape_controls, valid
-from .errors import DataError, UsageError
+from .errors import DataError, UsageError, reason
 from .generation import beams, show, stream
 from .generation.cache import WEIGHTS
 from .generation.interactive import Talk, talk
@@ -105,7 +104,7 @@ def parser() -> Parser:
 def read_flags(argv: list[str]) -> argparse.Namespace:
     """Raises UsageError for flags that do not go together."""
     args = parser().parse(argv)
-    given = {name for name, value in vars(args).items() if value not in (None, False)}
+    given = {name for name, value in vars(args).items() if value is not None and value is not False}
 
     def refuse(flag: str, others, why: str) -> None:
         for name in others:
@@ -233,14 +232,24 @@ def line_history(path: str | None):
         import readline
     except ImportError:
         readline = None
-    if readline and path and os.path.exists(path):
-        readline.read_history_file(path)
+    if not (readline and path):
+        yield
+        return
+    try:
+        with open(path, "ab") as kept:  # a file that cannot be written is told before anything is typed
+            known = kept.tell()
+        if known:
+            readline.read_history_file(path)
+    except OSError as problem:
+        raise DataError(f"--history {path}: cannot be kept: {reason(problem)}: name another file") from None
     try:
         yield
     finally:
-        if readline and path:
-            readline.set_history_length(1000)
+        readline.set_history_length(1000)
+        try:
             readline.write_history_file(path)
+        except OSError as problem:
+            print(f"note: --history {path}: not kept: {reason(problem)}", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:

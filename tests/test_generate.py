@@ -13,7 +13,8 @@ import pytest
 import harness
 from gpt2flat import GPT2Config, Model
 from gpt2flat.data.tokenizer import Tokenizer
-from gpt2flat.generate import main
+from gpt2flat.errors import DataError
+from gpt2flat.generate import line_history, main
 from gpt2flat.generation import beams, stream
 from gpt2flat.generation.stream import Token
 from gpt2flat.training.run import Run, find_checkpoint
@@ -70,6 +71,16 @@ def test_a_vocabulary_that_only_decodes_still_writes(here, capsys):
     found, tokenizer = json.loads(capsys.readouterr().out), Tokenizer.load("tokenizer.bin")
     assert found["text"] == tokenizer.decode(found["ids"]) and tokenizer.kind == "table"
     assert main(["model.bin", "-p", "a"]) == 4 and "can only decode" in capsys.readouterr().err
+
+
+def test_a_history_that_cannot_be_kept_is_told_first(here):
+    pytest.importorskip("readline")
+    (here / "folder").mkdir()
+    for path in ("no/where", "folder"):
+        with pytest.raises(DataError, match=f"--history {path}"), line_history(path):
+            raise AssertionError("nothing may have been typed")
+    with line_history("kept"):
+        assert Path("kept").read_bytes() == b""  # and an empty file is a history
 
 
 STARTED = "import sys, gpt2flat.training.run as r; print(repr(r.Run(sys.argv[1]).started))"
@@ -306,7 +317,9 @@ model.bin --stop a          | 2 | tokenizer
 model.bin -i                | 2 | tokenizer
 model.bin --greedy --temperature 1 | 2 | --greedy
 model.bin --beams 2 --top-k 3      | 2 | --beams
+model.bin --beams 2 --top-p 0      | 2 | --beams
 model.bin --beams 2 --n-best 3     | 2 | 3 best
+model.bin --length-penalty 0       | 2 | --beams
 model.bin --n-best 3        | 2 | --beams
 model.bin --jsonl           | 2 | --file
 model.bin -p a --file b     | 2 | --file
