@@ -172,9 +172,9 @@ def write(args, model, tokenizer: Tokenizer | None, prompts: list[str]) -> None:
     else:
         tokens = stream.stream(model, ids, args.max_tokens, sampling, each, args.seed, texts.ends, args.batch, log_probs=args.json,
                                decoder=decoder)  # fmt: skip
-    seen = [valid(prompt) for prompt in prompts for _ in range(each)]  # as the model saw them
+    seen = [valid(prompt) for prompt in prompts]  # as the model saw them
     tokens, times = timed(tokens)
-    parts = show.as_json(tokens, texts, seen, eot) if args.json else show.as_text(tokens, texts, seen)
+    parts = show.as_json(tokens, texts, seen, each, eot) if args.json else show.as_text(tokens, texts, seen, each)
     out = writer()
     for text in show.in_order(parts):
         out(text)

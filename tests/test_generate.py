@@ -157,6 +157,19 @@ def test_control_bytes_are_escaped_on_a_terminal_only(run, monkeypatch, capsys):
         assert capsys.readouterr().out == expected
 
 
+def test_samples_without_end_begin_at_once(run, monkeypatch, capsys):
+    """Nothing is as long as their number."""
+
+    def enough(text: str) -> None:
+        print(text, end="")
+        if "---" in text:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("gpt2flat.generate.writer", lambda: enough)
+    assert main([run, "-p", "ab", "-n", "2", "--num-samples", str(1 << 31)]) == 130
+    assert capsys.readouterr().out.count("ab") == 2
+
+
 def test_sequences_come_in_order_and_the_first_at_once(run, monkeypatch, capsys):
     written = []
     monkeypatch.setattr("gpt2flat.generate.writer", lambda: written.append)

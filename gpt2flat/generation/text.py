@@ -20,11 +20,15 @@ class Text:
             raise UsageError("a stop string is empty, expected at least a character")
         self._tokenizer, self._stops = tokenizer, stops
         self._decoder = Decoder(tokenizer) if tokenizer else None
-        self._held, self.whole, self._taken, self.stopped = "", "", 0, None
+        self._held, self._shown, self._taken, self.stopped = "", [], 0, None
+
+    @property
+    def whole(self) -> str:
+        return "".join(self._shown)
 
     def feed(self, token: int) -> None:
         if self._decoder is None:
-            self.whole += f"{token} "
+            self._shown.append(f"{token} ")
         elif token != self._tokenizer.eot:
             self._seek(self._decoder.feed(token))
 
@@ -32,12 +36,13 @@ class Text:
         """Shows what was held back: it might have become a stop string, or a character."""
         if self._decoder and not self.stopped:
             self._seek(self._decoder.flush())
-            self.whole, self._held = self.whole + self._held, ""
+            self._shown.append(self._held)
+            self._held = ""
 
     def take(self) -> str:
         """What has become `whole` since the last time."""
-        new, self._taken = self.whole[self._taken :], len(self.whole)
-        return new
+        new, self._taken = self._shown[self._taken :], len(self._shown)
+        return "".join(new)
 
     def _seek(self, new: str) -> None:
         text = self._held + new
@@ -47,7 +52,8 @@ class Text:
             _end, shown, self.stopped = min(found)
         else:
             shown = len(text) - max((_overlap(text, stop) for stop in self._stops), default=0)
-        self.whole, self._held = self.whole + text[:shown], "" if found else text[shown:]
+        self._shown.append(text[:shown])
+        self._held = "" if found else text[shown:]
 
 
 class Texts:
