@@ -21,6 +21,7 @@ from gpt2flat.benchmarks.machine import faster_precision
 from gpt2flat.command import StopSignal
 from gpt2flat.data.tokenizer import Tokenizer, escape_controls
 from gpt2flat.errors import CheckpointError, NonFiniteError
+from gpt2flat.evaluate import main as evaluate
 from gpt2flat.formats import llmc
 from gpt2flat.inspection import history
 from gpt2flat.kernels import backend
@@ -267,6 +268,25 @@ def test_a_pair_of_token_files_under_data_is_found(here, monkeypatch, capsys):
     assert "--dataset NAME, one of hum, noise" in capsys.readouterr().err
     assert main([*SMALL, "--steps", "-1", "--dataset", "noise", "--val-every", "0"]) == 0
     assert len(metrics(here / "runs/tiny-noise-002", "loss")) == 1999 // 64
+
+
+def test_a_run_keeps_to_its_data_when_others_come_beside_it(here, capsys):
+    """What was taken because nothing else was there is evaluated and resumed by its name."""
+    assert main([*SMALL, "--steps", "1", "-s", "0"]) == 0
+    dataset(here / "data", "noise")
+    Path("data/tokenizer.bin").write_bytes((LLMC_TINY / "tokenizer.bin").read_bytes())
+    assert main([*SMALL, "--steps", "1", "-s", "0"]) == 0
+    dataset(here / "data", "hum")
+    for run, data in (("runs/tiny-pydoc-001", "pydoc"), ("runs/tiny-noise-001", "noise")):
+        assert tomllib.loads(Path(run, "config.toml").read_text())["dataset"] == data
+        capsys.readouterr()
+        assert evaluate([run, "--max-tokens", "20"]) == 0 and f"{data} (validation)" in capsys.readouterr().out
+        assert main(["--resume", run, "--steps", "2"]) == 0
+    Path("mine.txt").write_text("the sea " * 400)
+    assert main(["--resume", "runs/tiny-pydoc-001", "--steps", "3", "-i", "mine.txt"]) == 0
+    config = ["--config", "runs/tiny-noise-001/config.toml"]
+    assert main([*config, "-i", "mine.txt", "--vocab-size", "257", "--out", "on-mine"]) == 0
+    assert main([*SMALL, "--steps", "1", "-s", "0", "--dataset", "pydoc", "--tokenizer", "char", "--out", "chars"]) == 0
 
 
 def test_a_checkpoint_named_gpt2_124M_under_data_is_the_default(here):

@@ -21,6 +21,7 @@ from .run import find_checkpoint
 from .settings import SHAPE, flag_of
 
 DEFAULT_CHECKPOINT, DEFAULT_PRESET = "gpt2_124M.bin", "tiny"
+BUILTIN = "pydoc"  # --dataset of the text that every Python carries
 CHECKED_TOKENS = 1 << 26  # a tenth of a second
 TOKENIZER_FILES = ("tokenizer.bin", "gpt2_tokenizer.bin")
 
@@ -98,8 +99,10 @@ def find_data(s, start: Start, folders: list[Path]) -> Data:
         raise UsageError("--val-data needs --train-data beside it")
     if s.train_data:
         return _text_file(s, start) if _is_text(s.train_data) else _token_files(s, start, s.train_data, s.val_data)
+    pairs = find_datasets(folders)
+    if s.dataset == BUILTIN and BUILTIN not in pairs:
+        return _text(s, start, corpus.builtin(), None)
     if s.dataset or not s.tokenizer:
-        pairs = find_datasets(folders)
         if s.dataset and s.dataset not in pairs:
             there = f"there are {', '.join(pairs)}" if pairs else f"no pair of token files is in {_names(folders)}"
             raise DataError(f"--dataset {s.dataset}: {there} (a pair is NAME_train.bin and NAME_val.bin)")
@@ -160,7 +163,7 @@ def _text(s, start: Start, train: corpus.Corpus, val: corpus.Corpus | None) -> D
              f"({tokenizer.kind} tokenizer, V {tokenizer.vocab_size})")  # fmt: skip
     val_name = val.name if val else f"{train.name} (its last part, see --val-fraction)"
     shards = [ArrayShard(held_out, val_name)] if len(held_out) else []
-    name = Path(train.name).stem if s.train_data else "pydoc"
+    name = Path(train.name).stem if s.train_data else BUILTIN
     return Data(name, [ArrayShard(ids, train.name)], shards, tokenizer, tokenizer.vocab_size, about)
 
 

@@ -137,7 +137,7 @@ SETTINGS = {s.name: s for s in (
     S("train_data",        "i", str,   None,       None,     "token files (a path or a glob pattern) or a text file"),
     S("val_data",          "j", str,   None,       None,     "the same for validation"),
     S("dataset",           "",  str,   None,       None,
-      "a pair <name>_train.bin, <name>_val.bin under data/ or $GPT2FLAT_DATA, by its name"),
+      "a pair <name>_train.bin, <name>_val.bin under data/ or $GPT2FLAT_DATA by its name; pydoc: the built-in text"),
     S("tokenizer",         "",  str,   None,       None,
       "how text becomes ids; default that of the checkpoint, gpt2 if the vocabulary is 50257, else byte",
       pattern=r"gpt2|byte|char|bpe:\d{3,5}", words="gpt2|byte|char|bpe:N"),
@@ -256,12 +256,19 @@ def resolve(given: dict[str, object], preset: dict[str, object], from_checkpoint
     return settle(values | preset, given)
 
 
+def without_other_data(values: dict[str, object], given: dict[str, object]) -> dict[str, object]:
+    """`values` without the data they name where `given` names other data."""
+    named = [name for name in ("train_data", "dataset") if given.get(name)]
+    other = {"train_data": ("dataset",), "dataset": ("train_data", "val_data")}
+    return values | {gone: None for name in named for gone in other[name] if gone in values}
+
+
 def settle(values: dict[str, object], given: dict[str, object]) -> SimpleNamespace:
     """`values` (all settings) with `given` over them, checked one by one and together. Raises UsageError."""
     for name in given:
         if name not in SETTINGS:
             raise UsageError(unknown(name))
-    values = values | {name: value for name, value in given.items() if value is not None}
+    values = without_other_data(values, given) | {name: value for name, value in given.items() if value is not None}
     for name, value in values.items():
         if value is not None:
             SETTINGS[name].check(value)

@@ -19,7 +19,7 @@ from .facts import allowed, changes, compare, facts_of, made_with, own_settings
 from .inputs import Data, Start, check_shards, find_data, find_start, prompt_ids, shape_of
 from .run import Run, find_run, new_run
 from .saving import load
-from .settings import SETTINGS, SHAPE, accumulation, resolve, settle
+from .settings import SETTINGS, SHAPE, accumulation, resolve, settle, without_other_data
 from .trackers import wanted
 from .trainer import Trainer
 
@@ -73,7 +73,7 @@ def _with_file(file: dict[str, object], given: dict[str, object]) -> dict[str, o
         file.pop("steps", None)
     if "steps" in given:
         file.pop("epochs", None)
-    return file | given
+    return without_other_data(file, given) | given
 
 
 def _fresh(given: dict[str, object], folders: list[Path], open_kernels: Callable, run: Run | None = None) -> Ready:
@@ -112,6 +112,7 @@ def _fresh(given: dict[str, object], folders: list[Path], open_kernels: Callable
         "init": start.asked,
         "threads": model.threads,
         "out": str(target.path),
+        "dataset": None if s.train_data else data.name,  # others may come to lie beside it
         "steps": _steps(s, batches),
     }
     threads = default_threads(s.threads)
