@@ -23,7 +23,7 @@ from .kernels import backend, cpu_name
 from .model import Model
 from .training.inputs import tokenizer_beside
 from .training.run import WEIGHTS, find_checkpoint
-from .training.settings import READ
+from .training.settings import DIGITS, READ
 from .weights import find_shape
 
 INTERRUPTED, BROKEN_PIPE, FILE_TROUBLE = 130, 141, 5
@@ -61,8 +61,11 @@ def _with_dashes(word: str) -> str:
 
 def number(flag: str, kind: type, low: float, high: float = float("inf")) -> Callable[[str], int | float]:
     """A reader of a flag's number, for argparse. It raises UsageError that says what was expected."""
-    limits = f"from {low:g} to {high:g}" if high < float("inf") else f"of at least {low:g}"
-    what = f"a {'whole ' if kind is int else ''}number {limits}"
+    if kind is int:
+        high = min(high, 10**DIGITS - 1)
+        what = f"a whole number from {low:,} to {high:,}"
+    else:
+        what = f"a number from {low:g} to {high:g}" if high < float("inf") else f"a number of at least {low:g}"
 
     def read(text: str):
         try:

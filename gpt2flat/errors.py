@@ -77,7 +77,8 @@ def require_number(what: str, value, low: float, end: float = FLOAT32_END, whole
     if not (is_number and low <= value < end):
         found = value if is_number and (isinstance(value, float) or abs(value) < 1 << 99) else type(value).__name__
         which = "a whole number, " if whole else ""
-        raise UsageError(f"{what} = {found}, expected {which}{low:g} or more and below {end:g}")
+        end = f"{end:,.0f}" if whole else f"{end:g}"
+        raise UsageError(f"{what} = {found}, expected {which}{low:g} or more and below {end}")
 
 
 def reason(problem: Exception) -> str:

@@ -31,7 +31,7 @@ HELP = {
 }
 # setting -> what reads its value, also typed in --interactive
 READERS = {name: number(f"--{name.replace('_', '-')}", *limits) for name, limits in LIMITS.items()}
-READERS |= {"max_tokens": number("--max-tokens", int, 1), "seed": number("--seed", int, 0, (1 << 63) - 1)}
+READERS |= {"max_tokens": number("--max-tokens", int, 1), "seed": number("--seed", int, 0)}
 SEARCHED = (
     "temperature",
     "top_k",

@@ -321,7 +321,9 @@ model.bin --temperature -1  | 2 | --temperature
 model.bin --temperature nan | 2 | --temperature
 model.bin --top-k 0         | 2 | --top-k
 model.bin --max-tokens x    | 2 | whole number
-model.bin --seed -1         | 2 | --seed
+model.bin --seed -1         | 2 | from 0 to 999,999,999,999,999,999
+model.bin --seed 9223372036854775807 | 2 | from 0 to 999,999,999,999,999,999
+model.bin --num-samples 0   | 2 | from 1 to 2,147,483,648
 model.bin more              | 2 | more
 model.bin --top_p 1.5       | 2 | --top-p
 model.bin --temp 2          | 2 | is called --temperature

@@ -14,6 +14,7 @@ from ..kernels import MAX_THREADS
 from .names import OTHERS
 
 INF = float("inf")
+DIGITS = 18  # of a whole number: it fits 64 bits
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _read_bool(text: str) -> bool:
 
 
 def _read_whole(text: str) -> int:
-    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+    if not re.fullmatch(rf"[+-]?[0-9]{{1,{DIGITS}}}", text):
         raise ValueError(text)
     return int(text)
 
