@@ -4,9 +4,9 @@ The hot loop is `for call in calls: call()`. No NumPy arithmetic on the floats h
 
 import itertools
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -113,7 +113,7 @@ class Model:
         """What Model.load reads, or by its name a model of the Hugging Face Hub ("gpt2", "owner/name"; the extra `hub`).
 
         Raises UsageError without the extra, DataError when it cannot be fetched, and what Model.load raises."""
-        if not Path(name).exists():
+        if isinstance(name, str) and not os.path.exists(name):
             name = hub.fetch(hub.repository(name) or hub.repository(f"{hub.MARK}{name}"))
         return cls.load(name, block_size, **options)
 

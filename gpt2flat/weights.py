@@ -1,10 +1,12 @@
 """Where weights come from: checkpoints, folders of Hugging Face's, nanoGPT's files, or a random stream; and which shape a name means."""
 
 import math
+import os
 from pathlib import Path
 
 from .arch import gpt2
 from .data.mt19937 import Stream, normal_
+from .errors import CheckpointError, FormatError
 from .formats import checkpoint, hub, huggingface, pytorch
 from .formats.tensors import Weights
 from .memory.arena import Section
@@ -29,6 +31,10 @@ def open_weights(path) -> checkpoint.Checkpoint | Weights:
     Raises FormatError, CheckpointError."""
     if huggingface.is_folder(path):
         return huggingface.open_folder(path, stored_layout)
+    if isinstance(path, str | os.PathLike) and os.path.isdir(path):
+        raise CheckpointError(f"{path}: is a folder without {huggingface.CONFIG}: name the file, of a run checkpoints/step_.../model.bin")
+    if str(path).endswith(huggingface.SUFFIX):
+        raise FormatError(f"{path}: is one of the files of a Hugging Face folder: name the folder, with its {huggingface.CONFIG}")
     return pytorch.open_nanogpt(path, stored_layout) if pytorch.is_archive(path) else open_checkpoint(path)
 
 

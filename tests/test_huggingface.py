@@ -136,6 +136,14 @@ def test_files_that_are_none(tmp_path):
         load(folder)
     (tmp_path / "empty").mkdir()
     assert generate([str(tmp_path / "empty")]) == CheckpointError.code
+    with pytest.raises(CheckpointError, match="folder without config.json: name the file"):
+        Model.load(tmp_path / "empty")
+    (folder / "model-00001-of-00002.safetensors").write_bytes(b"")
+    with pytest.raises(FormatError, match="name the folder"):
+        Model.load(folder / "model-00001-of-00002.safetensors")
+    for name in (3, None, tmp_path / "missing"):
+        with pytest.raises(CheckpointError):
+            Model.from_pretrained(name)
 
 
 def test_a_file_cut_short_underneath(tmp_path, monkeypatch):

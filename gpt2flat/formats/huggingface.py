@@ -13,6 +13,7 @@ from .strict_json import is_whole, read_object, told
 from .tensors import Tensor, Weights
 
 CONFIG, WHOLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+SUFFIX = ".safetensors"
 LONGEST_CONFIG, LONGEST_INDEX, MAX_SHARDS = 1 << 20, 1 << 24, 1000
 DIMS = {"maxT": "n_positions", "V": "vocab_size", "L": "n_layer", "NH": "n_head", "C": "n_embd"}
 GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")  # three names of one function, by tanh
@@ -117,7 +118,7 @@ def _read_index(path: Path) -> dict[str, str]:
     if not isinstance(places, dict) or not places:
         raise FormatError(f"{path}: weight_map is {told(places)}, expected the file of every tensor")
     for name in places.values():
-        plain = isinstance(name, str) and name.endswith(".safetensors") and not set(name) & set("/\\:\0\n")
+        plain = isinstance(name, str) and name.endswith(SUFFIX) and not set(name) & set("/\\:\0\n")
         if not plain or name.startswith(".") or len(name) > 200:
             raise FormatError(
                 f"{path}: names the file {told(name)}, expected the plain name of a .safetensors file beside it"
