@@ -44,6 +44,8 @@ class Parser(argparse.ArgumentParser):
             if re.match("-[a-zA-Z][^ ]*$", word) and word.split("=")[0] not in self._option_string_actions:
                 raise UsageError(self._unknown(word))
         values, rest = self.parse_known_args(spelled)
+        if rest and self._get_positional_actions():  # flags stand between the arguments
+            values, rest = self.parse_known_intermixed_args(spelled)
         if rest:
             flag = next((word for word in rest if word.startswith("-") and len(word) > 1), None)
             extra = f"{rest[0]!r} is one argument too many: --help lists the flags"

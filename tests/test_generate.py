@@ -12,8 +12,9 @@ import pytest
 
 import harness
 from gpt2flat import GPT2Config, Model
+from gpt2flat.command import Parser
 from gpt2flat.data.tokenizer import Tokenizer
-from gpt2flat.errors import DataError
+from gpt2flat.errors import DataError, UsageError
 from gpt2flat.generate import line_history, main
 from gpt2flat.generation import beams, stream
 from gpt2flat.generation.stream import Token
@@ -62,6 +63,16 @@ def test_the_newest_run_and_its_highest_step(here, model):
     assert find_checkpoint(None) == Path("runs/a-003/checkpoints/step_00000001/model.bin")
     Path("runs/a-003/env.json").unlink()
     assert find_checkpoint(None).parts[1] == "a-003"  # no times at all: by name
+
+
+def test_flags_may_stand_between_words():
+    p = Parser("command")
+    p.add_argument("words", nargs="*")
+    p.add_argument("-n", type=int)
+    assert vars(p.parse(["a", "-n", "3", "b"])) == {"words": ["a", "b"], "n": 3}
+    for wrong in ("--no", "-x"):
+        with pytest.raises(UsageError, match=f"{wrong} is no flag"):
+            p.parse(["a", "-n", "3", "b", wrong])
 
 
 def test_a_vocabulary_that_only_decodes_still_writes(here, capsys):
