@@ -37,16 +37,15 @@ def cut(pieces: Iterable[str]) -> Iterator[str]:
     """A text that comes in pieces, in parts of at most CUT characters whose ids, one behind the other, are the text's.
 
     The parts depend on the text only, not on how it comes."""
-    held = ""
+    held, at = "", 0
     for piece in pieces:
-        held += piece
-        while len(held) > CUT:
-            found = _LAST_CUT.match(held, 0, CUT + 1)
-            at = found.end() if found else CUT
-            yield held[:at]
-            held = held[at:]
-    if held:
-        yield held
+        held, at = held[at:] + piece, 0
+        while len(held) - at > CUT:  # `at` moves, since a text that comes whole would be copied again for every part
+            found = _LAST_CUT.match(held, at, at + CUT + 1)
+            begin, at = at, found.end() if found else at + CUT
+            yield held[begin:at]
+    if at < len(held):
+        yield held[at:]
 
 
 def _apart(text: str, ends: np.ndarray, least: int = 2) -> list[str]:
