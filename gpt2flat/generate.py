@@ -172,6 +172,8 @@ def write(args, model, tokenizer: Tokenizer | None, prompts: list[str]) -> None:
     else:
         tokens = stream.stream(model, ids, args.max_tokens, sampling, each, args.seed, texts.ends, args.batch, log_probs=args.json,
                                decoder=decoder)  # fmt: skip
+    if tokenizer is None and not args.json:
+        print("note: no tokenizer is beside these weights, so ids are written in place of text", file=sys.stderr)
     seen = [valid(prompt) for prompt in prompts]  # as the model saw them
     tokens, times = timed(tokens)
     parts = show.as_json(tokens, texts, seen, each, eot) if args.json else show.as_text(tokens, texts, seen, each)
@@ -199,7 +201,7 @@ def told(began: float, times: list[float], known: int, decoder, streamed: bool) 
     first, rest = times[0] - began, times[-1] - times[0]
     rate = f", then {(len(times) - 1) / rest:.1f} tokens/s" if streamed and rest else ""
     off = f"; {decoder.weights} weights are {100 * decoder.error['all']:.2g}% off" if decoder.error else ""
-    return f"{known} tokens of prompts, {len(times)} written: the first after {first:.2f} s{rate}{off}"
+    return f"{known} tokens of prompts, {len(times)} written: the first {first:.2f} s after loading{rate}{off}"
 
 
 def writer():

@@ -96,7 +96,8 @@ class Model:
         folder of Hugging Face's (config.json, model.safetensors or its shards), or nanoGPT's ckpt.pt; a smaller `block_size` keeps
         that many rows of wpe.
 
-        Read straight into the head of the arena. Raises FormatError for what is neither, NonFiniteError for NaN or inf in it."""
+        Read straight into the head of the arena. Raises CheckpointError for what cannot be read, FormatError for what is none of these,
+        NonFiniteError for NaN or inf in it, UsageError for a larger block size, CapacityError."""
         with open_weights(path) as file:
             config = gpt2.GPT2Config.of_dims(file.dims)
             block_size = config.block_size if block_size is None else block_size
@@ -130,6 +131,11 @@ class Model:
             index = first_nonfinite(view)
             if index is not None:
                 raise NonFiniteError(f"{path}: {name} holds {view.reshape(-1)[index]} at flat index {index}; {so}")
+
+    def __repr__(self) -> str:
+        c, size = self.config, self.config.num_parameters
+        shape = f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels, block size {c.block_size}, vocabulary {c.vocab_size}"
+        return f"<Model: {shape}, {size:,} parameters, {self.precision}, {self.kernels.name} {self.kernels.isa}, threads {self.threads}>"
 
     @property
     def team(self) -> int:

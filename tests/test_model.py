@@ -1,6 +1,7 @@
 """The whole model: routes to the gradients, accumulation, threads and instruction sets to the bit, updates, files, errors."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -386,7 +387,10 @@ def test_tiles_are_chosen_by_name():
     x, y = batch()
     _loss, wanted = gradients(random_model(), x, y)
     model = random_model(attention="flash:16x48")
-    assert [(c.numbers["QB"], c.numbers["KB"]) for c in model.program(*x.shape).calls if "QB" in c.numbers][0] == (16, 48)
+    assert [(c.numbers["QB"], c.numbers["KB"]) for c in model.program(*x.shape).calls if "QB" in c.numbers][0] == (
+        16,
+        48,
+    )
     assert np.array_equal(gradients(model, x, y)[1].view(np.int32), wanted.view(np.int32))
     for name in ("flash:", "flash:64", "flash:0x64", "flash:64x208", "flash:63x64", "flash:QxK"):
         with pytest.raises(UsageError, match=f"attention '{name}': .* multiples of 16, at most flash:512x192"):
@@ -443,3 +447,10 @@ def test_gradients_too_large_for_their_norm_change_nothing():
     with pytest.raises(NonFiniteError, match="the gradient norm is inf: the sum of squares left the range of float32"):
         model.update()
     assert np.array_equal(model.params.floats, before[0]) and np.array_equal(model.m.floats, before[1]) and model.t == 0
+
+
+def test_a_model_says_what_it_is():
+    assert re.fullmatch(
+        r"<Model: 3 layers, 3 heads, .* vocabulary \d+, [\d,]+ parameters, fp32, (c|numba) \w+, threads \d+>",
+        repr(random_model()),
+    )

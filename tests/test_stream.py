@@ -158,7 +158,7 @@ def test_beyond_the_block_the_context_starts_at_a_multiple_of_half_of_it(model):
     (dict(temperature=np.nan), UsageError), (dict(temperature=np.inf), UsageError), (dict(top_k=0), UsageError),
     (dict(top_p=1.5), UsageError), (dict(seed=-1), UsageError), (dict(stop=257), UsageError), (dict(stop=0.5), UsageError),
     (dict(num_samples=0), UsageError), (dict(num_beams=0), UsageError), (dict(num_beams=2, top_k=4), UsageError),
-    (dict(n_best=2), UsageError), (dict(num_beams=2, n_best=3), UsageError), (dict(batch=0), UsageError),
+    (dict(n_best=2), UsageError), (dict(length_penalty=2.0), UsageError), (dict(num_beams=2, n_best=3), UsageError), (dict(batch=0), UsageError),
 ])  # fmt: skip
 def test_wrong_arguments(model, wrong, error):
     with pytest.raises(error):

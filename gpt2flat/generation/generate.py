@@ -30,7 +30,7 @@ def generate(
 ) -> np.ndarray:
     """`tokens` and behind them the new ids: (n,) or (B, n) integers in, int32 of shape (n + new,) or (B, n + new) out.
 
-    temperature to repetition_window: see sampling.py; temperature 0 takes the likeliest id. Row r draws from NumPy's
+    temperature to repetition_window: as of generation.sampling.Sampling; temperature 0 takes the likeliest id. Row r draws from NumPy's
     PCG64(seed + r). stop: an id or several: a row ends with one of them and then repeats it until every row has ended.
     num_samples: so many rows for each of the prompts, next to each other. num_beams above 1: the n_best best beams for
     each prompt in place of drawn samples, by their log-probability divided by their number of new ids to the power of
@@ -54,8 +54,8 @@ def generate(
         each = n_best
         new = beams.stream(model, prompts, max_new_tokens, num_beams, n_best, length_penalty, stops, sampling, weights)
     else:
-        if n_best != 1:
-            raise UsageError("n_best goes with num_beams: num_samples draws several")
+        if (n_best, length_penalty) != (1, 1.0):
+            raise UsageError("n_best and length_penalty go with num_beams: num_samples draws several")
         each = num_samples
         new = stream.stream(
             model, prompts, max_new_tokens, sampling, num_samples, seed, stream.at_ids(stops), batch, weights
