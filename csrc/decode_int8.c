@@ -12,16 +12,19 @@ enum { INT8_ROWS = 2, INT8_X = 2 };
 #endif
 #define LEAST_SIZE 1e-36f  // blocks of smaller numbers become zeros: the inverse would leave float32
 
-// a block of 32; a NaN or an infinity makes its scale NaN, and with it every sum
+// 32 elements of x, where each eight that a lane adds have a scale; a NaN or an infinity makes it NaN, and with it every sum
 static void round_block(float *x, const float *from, int block) {
-    v16 lo = v16_load(from), hi = v16_load(from + 16), zero = v16_set(0.0f), least = v16_set(-127.0f);
-    float most = v16_maximum(v16_max(v16_max(lo, v16_sub(zero, lo)), v16_max(hi, v16_sub(zero, hi))));
-    float nothing = v16_sum(v16_fma(lo, zero, v16_mul(hi, zero)));
-    v16 by = v16_set(most > LEAST_SIZE ? 127.0f / most : 0.0f);
+    v16 lo = v16_load(from), hi = v16_load(from + 16), zero = v16_set(0.0f), low = v16_set(-127.0f);
+    v16 most = v16_max(v16_max(lo, v16_sub(zero, lo)), v16_max(hi, v16_sub(zero, hi))), none = v16_fma(lo, zero, v16_mul(hi, zero));
+    most = v16_max(most, v16_swap1(most)), most = v16_max(most, v16_swap2(most));
+    none = v16_add(none, v16_swap1(none)), none = v16_add(none, v16_swap2(none));
+    v16 by = v16_where_gt(most, v16_set(LEAST_SIZE), v16_div(v16_set(127.0f), most), zero);
     int8_t *to = (int8_t *)x + 16 * block;
-    v16_to_int8(to, v16_max(v16_round(v16_mul(lo, by)), least));  // NaN: -127
-    v16_to_int8(to + 64, v16_max(v16_round(v16_mul(hi, by)), least));
-    for (int i = 0; i < 4; i++) x[X_SCALES + 4 * block + i] = most / 127.0f + nothing;
+    v16_to_int8(to, v16_max(v16_round(v16_mul(lo, by)), low));  // NaN: -127
+    v16_to_int8(to + 64, v16_max(v16_round(v16_mul(hi, by)), low));
+    float scales[16];
+    v16_store(scales, v16_fma(most, v16_set(1.0f / 127.0f), none));
+    for (int i = 0; i < 4; i++) x[X_SCALES + 4 * block + i] = scales[4 * i];
 }
 
 // n <= 128 elements of a row of x
@@ -33,8 +36,8 @@ static void round_x(float *x, const float *from, int64_t n) {
         from = all;
     }
     for (int block = 0; block < 4; block++) round_block(x, from + 32 * block, block);
-    n16 none = n16_set(0), each128 = n16_set((int32_t)0x80808080);
-    n16_store(x + X_STARTS, n16_sub(none, n16_dot(n16_dot(none, each128, n16_load(x)), each128, n16_load(x + 16))));
+    n16 zero = n16_set(0), each128 = n16_set((int32_t)0x80808080);
+    n16_store(x + X_STARTS, n16_sub(zero, n16_dot(n16_dot(zero, each128, n16_load(x)), each128, n16_load(x + 16))));
 }
 
 typedef struct { n16 lo, hi; v16 scales; } Weights;

@@ -135,9 +135,9 @@ int64_t classifier_scratch(int64_t N, int64_t C, int64_t V, int64_t Vp, int64_t 
 // PACK: how a row of weight lies in W floats: 0 its C floats, W = C; else blocks, zeros behind C: 1 bf16, 32 elements, word i of
 // 16 holds element i in its lower half and element 16 + i in its upper; 2 int8, 128 elements: two words with the bf16 scales of four
 // blocks of 32, the lower half first, then 128 bytes q + 128; byte 64 h + 16 b + i is of element 32 b + 16 h + i, which means q scale.
-// With 2 x is rounded as well, each 32 of a row, from the first on, to q = round(x (127 / most)) of which each means q (most / 127), to
-// even, most the largest size; below 1e-36 all is 0. q are multiplied and added as whole numbers: lane 4 b + j sums elements
-// 32 b + 16 h + 4 j + i for h < 2, i < 4, then the lane adds (sum weight-scale) x-scale by an FMA.
+// With 2 x is rounded as well: lane 4 b + j of 128 elements has the eight 32 b + 16 h + 4 j + i, h < 2, i < 4, whose largest size is
+// most; of them q = round(x (127 / most)), to even, each means q times most (1 / 127); where most is below 1e-36 q is 0. The q of
+// x and weights are multiplied and added as whole numbers; then the lane adds (sum weight-scale) x-scale by an FMA.
 // positions: how many tokens of a row came before, in [0,maxT) or [0,S)
 //
 // decode_embedding: out[b] = wte[tokens[b]] + wpe[positions[b]]        parallel over B

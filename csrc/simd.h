@@ -119,6 +119,8 @@ INLINE v16 v16_of_quarters(const void *p) {                       // lanes 4 i .
     memcpy(&four, p, sizeof four);
     return _mm512_castsi512_ps(_mm512_shuffle_epi8(_mm512_set1_epi64(four), at));
 }
+INLINE v16 v16_swap1(v16 a) { return _mm512_permute_ps(a, 0xb1); }  // neighbours trade places; below, pairs
+INLINE v16 v16_swap2(v16 a) { return _mm512_permute_ps(a, 0x4e); }
 INLINE void v16_to_int8(void *p, v16 a) {                         // whole numbers, -127 to 127
     _mm_storeu_si128(p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a)));
 }
@@ -289,6 +291,8 @@ INLINE v16 v16_of_quarters(const void *p) {
     return V16(_mm256_castsi256_ps(_mm256_shuffle_epi8(all, at)),
                _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_srli_epi64(all, 32), at)));
 }
+INLINE v16 v16_swap1(v16 a) { return V16(_mm256_permute_ps(a.lo, 0xb1), _mm256_permute_ps(a.hi, 0xb1)); }
+INLINE v16 v16_swap2(v16 a) { return V16(_mm256_permute_ps(a.lo, 0x4e), _mm256_permute_ps(a.hi, 0x4e)); }
 INLINE void v16_to_int8(void *p, v16 a) {
     __m256i pairs = _mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
     pairs = _mm256_permute4x64_epi64(pairs, 0xd8);
@@ -393,6 +397,8 @@ INLINE v16 v16_of_quarters(const void *p) {
     memcpy(&r, all, sizeof r);
     return r;
 }
+INLINE v16 v16_swap1(v16 a) { EACH16(a.x[i ^ 1]); }
+INLINE v16 v16_swap2(v16 a) { EACH16(a.x[i ^ 2]); }
 INLINE void v16_to_int8(void *p, v16 a) {
     for (int i = 0; i < 16; i++) ((int8_t *)p)[i] = (int8_t)a.x[i];
 }

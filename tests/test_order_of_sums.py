@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import harness
+import truth
 from gpt2flat import kernels
 from gpt2flat.generation.packed import pack_rows, unpack_rows
 from gpt2flat.kernels.packing import BF16, INT8, packed_floats
@@ -196,29 +197,25 @@ def test_the_products_of_a_step_are_trees_with_the_bias_behind(native, K):
         harness.assert_same_bits("bf16", {"out": outs[0]}, {"out": outs[1]})
 
 
-def int8_blocks(rows: int, K: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Whole numbers up to 127, which each block of 32 has, and their power of 2: (rows, K) each; rounding to int8 finds both."""
-    rng = np.random.default_rng([seed, rows, K])
-    numbers, powers = rng.integers(-127, 128, (rows, K)), 2.0 ** rng.integers(-12, 13, (rows, -(-K // 32)))
-    for j in range(0, K, 32):
-        numbers[np.arange(rows), rng.integers(j, min(j + 32, K), rows)] = rng.choice([-127, 127], rows)
-    return numbers, np.repeat(powers, 32, 1)[:, :K]
+def whole_numbers(rows: int, K: int, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """Whole numbers up to 127, of which each lane has one, and powers of 2, one for `group` neighbouring lanes: (rows, lanes, 8) and
+    (rows, lanes, 1). Rounding their products to int8 finds both."""
+    rng = np.random.default_rng([group, rows, K])
+    numbers = rng.integers(-127, 128, (rows, -(-K // 128) * 16, 8))
+    numbers[..., 0] = rng.choice([-127, 127], numbers.shape[:2])
+    powers = np.repeat(2.0 ** rng.integers(-12, 13, (rows, numbers.shape[1] // group)), group, 1)
+    return truth.by_lanes(truth.by_elements(numbers, K)), powers[..., None]
 
 
 @BY_ISA
 @pytest.mark.parametrize("K", [C, 800, 785, 1600], ids=lambda K: f"C{K}")
 def test_int8_products_of_a_step_are_trees_of_whole_sums(native, K):
-    """Lane 4 b + j of 128 elements sums the eight elements 32 b + 16 h + 4 j + i."""
-    (x, x_powers), (w, w_powers) = int8_blocks(7, K, 0), int8_blocks(OC, K, 1)
-    terms = np.zeros((7, OC, -(-K // 128) * 128))
-    terms[..., :K] = x[:, None] * w
-    sums = terms.reshape(7, OC, -1, 4, 2, 4, 4).sum((4, 6))
-    powers = np.zeros((7, OC, -(-K // 128) * 4))
-    powers[..., : -(-K // 32)] = x_powers[:, None, ::32] * w_powers[:, ::32]
-    lanes = (sums * powers.reshape(7, OC, -1, 4, 1)).reshape(7 * OC, -1).astype(np.float32)
-    want, inp = tree16(lanes).reshape(7, OC), (x * x_powers).astype(np.float32)
+    (x, x_powers), (w, w_powers) = whole_numbers(7, K, 1), whole_numbers(OC, K, 4)
+    lanes = (x[:, None] * w).sum(3) * (x_powers[:, None] * w_powers)[..., 0]
+    want = tree16(lanes.reshape(7 * OC, -1).astype(np.float32)).reshape(7, OC)
+    inp, weight = (np.ascontiguousarray(truth.by_elements(a, K), np.float32) for a in (x * x_powers, w * w_powers))
     packed = np.empty((OC, packed_floats(K, INT8)), np.float32)
-    pack_rows(packed, (w * w_powers).astype(np.float32), INT8)
+    pack_rows(packed, weight, INT8)
     for B in (1, 2, 5, 7):
         got = run(native, "decode_linear", {"out": np.empty((B, OC), np.float32)}, inp=inp[:B].copy(), weight=packed, PACK=INT8)
         same(got, out=want[:B])

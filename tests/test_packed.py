@@ -69,19 +69,18 @@ def taken(native, x: np.ndarray) -> np.ndarray:
 @BY_ISA
 def test_x_is_rounded_to_the_nearest_and_to_even(native):
     x = weights(5)
-    x[0, :32] = np.arange(32) / 2  # halves
-    x[0, 31] = -127
+    x[0, [0, 1, 2, 3, 16, 17, 18, 19]] = [-127, 0.5, 1, 1.5, 2, 2.5, -2.5, 3]  # a lane with halves
     x[1, :128] = 0
     x[1, 32:64] = 3.4e38
     x[2, 256:] = np.float32(5e-38) * np.arange(C - 256)
     x[3, 256:] = 1.1e-36
-    wide = by_blocks(x)
-    most = abs(wide).max(2, keepdims=True)
-    numbers = np.rint(wide * np.divide(np.float32(127), most, where=most > 1e-36, out=np.zeros_like(most)))
-    assert numbers[0, 0, :7].tolist() == [0, 0, 1, 2, 2, 2, 3] and not numbers[2, -1].any()
-    assert (numbers[1, 1] == 127).all() and numbers[3, -1, 0] == 127
-    want = numbers * (127 / 2**20) * (most / np.float32(127)).astype(np.float64)
-    assert np.array_equal(taken(native, x), want.reshape(5, -1)[:, :C].astype(np.float32))
+    lanes = truth.by_lanes(x)
+    most = abs(lanes).max(2, keepdims=True)
+    numbers = np.rint(lanes * np.divide(np.float32(127), most, where=most > 1e-36, out=np.zeros_like(most)))
+    assert numbers[0, 0].tolist() == [-127, 0, 1, 2, 2, 2, -2, 3] and not numbers[2, 32:].any()
+    assert (numbers[1, 4:8] == 127).all() and numbers[3, 32, 0] == 127
+    want = numbers * (127 / 2**20) * (most * (np.float32(1) / np.float32(127))).astype(np.float64)
+    assert np.array_equal(taken(native, x), truth.by_elements(want, C).astype(np.float32))
 
 
 @BY_ISA

@@ -262,21 +262,30 @@ def _bf16(raw: bytes, at: int) -> np.float32:
     return np.frombuffer(b"\0\0" + raw[at : at + 2], "<f4")[0]
 
 
+def by_lanes(a: np.ndarray) -> np.ndarray:
+    """Rows (B, C) -> (B, lanes, 8): the elements of each lane of each 128, zeros behind the last; `by_elements` is the way back."""
+    whole = np.pad(a, [(0, 0), (0, -a.shape[1] % 128)]).reshape(len(a), -1, 4, 2, 4, 4)
+    return whole.swapaxes(3, 4).reshape(len(a), -1, 8)
+
+
+def by_elements(a: np.ndarray, C: int) -> np.ndarray:
+    return a.reshape(len(a), -1, 4, 4, 2, 4).swapaxes(3, 4).reshape(len(a), -1)[:, :C]
+
+
 def rounded_x(x: Num) -> Num:
-    """Rows (B, C) rounded to int8 in blocks of 32, as kernels.h has it for PACK 2: exactly what float32 makes of exact numbers; of others
-    a number that may be on either side of a half may be off by one."""
-    B, C = x.shape
-    value, err = (np.concatenate([a, np.zeros((B, -C % 32))], 1).reshape(B, -1, 32) for a in (x.value, x.err))
+    """Rows (B, C) rounded to int8, as kernels.h has it for PACK 2: exactly what float32 makes of exact numbers; of others a number that may
+    be on either side of a half may be off by one."""
+    value, err = by_lanes(x.value), by_lanes(x.err)
     most, most_err = abs(value).max(2, keepdims=True), err.max(2, keepdims=True)
     by = np.where(most > 1e-36, np.float32(127) / most.astype(np.float32), np.float32(0))
     scaled = value.astype(np.float32) * by
-    scale = (most.astype(np.float32) / np.float32(127)).astype(np.float64)
+    scale = (most.astype(np.float32) * (np.float32(1) / np.float32(127))).astype(np.float64)
     number = np.rint(scaled).astype(np.float64)
     doubt = 127 * (err + abs(value) * most_err / most) / most + np.where(err > 0, 127 * 3 * 2.0**-24, 0.0)
     either = abs(abs(scaled - np.floor(scaled)) - 0.5) <= doubt
     off = np.where(err.any(2, keepdims=True), abs(number) * (most_err / 127 + scale * 2.0**-23) + either * (scale + most_err), 0.0)
     off = np.where(most > 0, np.where(np.isnan(off), np.inf, off), 0.0)
-    return Num(*(a.reshape(B, -1)[:, :C] for a in (number * scale, off)))
+    return Num(*(by_elements(a, x.shape[1]) for a in (number * scale, off)))
 
 
 def decode_embedding(tokens, positions, wte, wpe, **_):

@@ -11,8 +11,8 @@ from .layernorm import EPS
 from .rows import INF, LEAST, ONE, ZERO, F, clear, exp, row_dot, row_max, row_sum, tree
 
 BLOCK, HALF, KEYS = 32, 16, 192  # elements of a block; keys that lie together; keys of a softmax block
-SUPER, SUPER_W, SUPER_X, X_SCALES = 128, 34, 36, 32  # int8: elements; floats of weights, of x, and before its scales
-X_MOST, LEAST_SIZE = F(127), F(1e-36)
+SUPER, SUPER_W, SUPER_X, X_SCALES = 128, 34, 48, 32  # int8: elements; floats of weights, of x, and before its scales
+X_MOST, X_STEP, LEAST_SIZE = F(127), F(1) / F(127), F(1e-36)
 HALFWORD, UPPER = np.uint32(16), np.uint32(0xFFFF0000)
 
 
@@ -52,21 +52,23 @@ def unpack(row, packed, C, PACK):
 
 @serial
 def round_x(taken, x):
-    """x as int8: of each 128 elements their numbers, in the order of the weights', and the scales of four blocks of 32."""
+    """x as int8: of each 128 elements their numbers, in the order of the weights', and the scale of each lane."""
     C, numbers = x.size, taken.view(np.int8)
-    for at in range(0, C, SUPER):
-        floats = at // SUPER * SUPER_X
-        for b in range(4):
-            first = at + b * BLOCK
-            most, nothing = ZERO, ZERO
-            for j in range(first, min(first + BLOCK, C)):
-                most = max(most, abs(x[j]))
-                nothing += x[j] * ZERO
+    for block in range((C + SUPER - 1) // SUPER):
+        at = block * SUPER_X
+        for lane in range(16):
+            first, most, none = block * SUPER + lane // 4 * BLOCK + lane % 4 * 4, ZERO, ZERO
+            for h in range(2):
+                for j in range(first + HALF * h, min(first + HALF * h + 4, C)):
+                    most = max(most, abs(x[j]))
+                    none += x[j] * ZERO
             by = X_MOST / most if LEAST_SIZE < most < INF else ZERO
-            taken[floats + X_SCALES + b] = most / X_MOST + nothing
-            for i in range(BLOCK):
-                y = np.rint(x[first + i] * by) if first + i < C else ZERO
-                numbers[4 * floats + i // HALF * 64 + b * HALF + i % HALF] = np.int8(-X_MOST if math.isnan(y) else y)
+            taken[at + X_SCALES + lane] = most * X_STEP + none
+            for h in range(2):
+                for i in range(4):
+                    j = first + HALF * h + i
+                    y = np.rint(x[j] * by) if j < C else ZERO
+                    numbers[4 * at + 64 * h + 4 * lane + i] = np.int8(-X_MOST if math.isnan(y) else y)
 
 
 @serial
@@ -83,7 +85,7 @@ def int8_dot(taken, row, C, lanes):
                     at = 64 * h + 4 * lane + i
                     dot += np.int32(x[4 * floats + at]) * (np.int32(w[4 * words + 8 + at]) - np.int32(128))
             scale = np.uint32(np.uint32(scales[2 * words + lane // 4]) << HALFWORD).view(np.float32)
-            lanes[lane] = F(dot) * scale * taken[floats + X_SCALES + lane // 4] + lanes[lane]
+            lanes[lane] = F(dot) * scale * taken[floats + X_SCALES + lane] + lanes[lane]
     return tree(lanes)
 
 
