@@ -31,7 +31,7 @@ class Fault(NamedTuple):
 
 
 FAULTS = {
-    "power cut": Fault(fault_crashes.power_cut, 2000, 20_000),
+    "power cut": Fault(fault_crashes.power_cut, 1000, 20_000),
     "power cut, one file": Fault(fault_crashes.power_cut_of_a_file, 200, 5000),
     "file operation fails": Fault(fault_calls.failing_calls, 200, ALL),
     "system call fails": Fault(fault_kills.failing_system_calls, 20, ALL),
