@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -498,6 +499,17 @@ def test_a_process_that_is_killed(here, victim):
     while any(Path(f"/proc/{worker}").exists() for worker in workers):
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def test_work_for_a_process_that_is_gone(tmp_path, monkeypatch):
+    """It may be noticed at what was given out, or at the next that is."""
+
+    def broken(*_):
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(spool.ProcessPoolExecutor, "submit", broken)
+    with pytest.raises(DataError, match="with fewer --jobs"), spool._workers(tmp_path, 2) as submit:
+        submit(tmp_path, None)
 
 
 def test_a_full_disk_is_one_line(here):

@@ -126,12 +126,7 @@ def _count(path: Path) -> int:
 
 
 def _result(encoded: Future | int) -> int:
-    try:
-        return encoded if isinstance(encoded, int) else encoded.result()
-    except BrokenProcessPool:
-        raise DataError(
-            "a process that encodes was ended from outside, perhaps for want of memory: start again to go on, with fewer --jobs"
-        ) from None
+    return encoded if isinstance(encoded, int) else encoded.result()
 
 
 # --- processes -------------------------------------------------------------------------------------------------------
@@ -150,6 +145,10 @@ def _workers(tokenizer: Path, jobs: int):
     pool = ProcessPoolExecutor(jobs, context, _begin, (tokenizer,))
     try:
         yield lambda path, part: pool.submit(_encode_in_process, path, part)
+    except BrokenProcessPool:  # of what was submitted, or at the next one
+        raise DataError(
+            "a process that encodes was ended from outside, perhaps for want of memory: start again to go on, with fewer --jobs"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
