@@ -82,6 +82,14 @@ def put(tmp_path):
     return write
 
 
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty current directory, where no data are."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GPT2FLAT_DATA", raising=False)
+    return tmp_path
+
+
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="also run what takes minutes: sanitizers, seeded faults, old CPUs")
 

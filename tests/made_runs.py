@@ -3,7 +3,10 @@
 import json
 from pathlib import Path
 
+from gpt2flat import GPT2Config, Model
+from gpt2flat.data.tokenizer import Tokenizer
 from gpt2flat.train import main
+from gpt2flat.training.run import Run
 
 SMALL = ("--n-layer 1 --n-embd 16 --n-head 2 --block-size 16 -b 4 --val-batches 1 --sample-tokens 8 --threads 1 --val-every 4 "
          "--sample-every 4 --warmup 2").split()  # fmt: skip
@@ -25,6 +28,26 @@ def make(path: Path, records: list = (), config: str = "steps = 4\n", env: objec
     lines = (r if isinstance(r, str) else json.dumps(r) for r in records)
     (path / "metrics.jsonl").write_text("".join(line + "\n" for line in lines), errors="surrogatepass")
     return path
+
+
+def peaked_model() -> Model:
+    """A small model of bytes whose distributions are far from uniform."""
+    model = Model.init(GPT2Config(block_size=24, vocab_size=257, n_layer=2, n_head=2, n_embd=16), threads=1)
+    for _name, view in model.params.items():
+        view *= 8
+    return model
+
+
+def make_run(model: Model, path: Path, started: str, tokenizer=Tokenizer.byte(), steps=(1,)) -> Run:
+    """A run directory with a model after each of these steps."""
+    run = Run(path)
+    run.reserve()
+    run.create({"started": started}, tokenizer)
+    for step in steps:
+        place = run.checkpoints / f"step_{step:08d}"
+        place.mkdir()
+        model.save(place / "model.bin")
+    return run
 
 
 def update(step: int, **more) -> dict:

@@ -9,7 +9,7 @@ from pydoc_data.topics import topics
 import harness
 import pytest
 from awkward import EOT, awkward, plain
-from test_prepare import STORY, both, here, refused, report  # noqa: F401 (here is a fixture)
+from test_prepare import STORY, both, refused, report
 
 from gpt2flat.data import bpe
 from gpt2flat.data.tokenizer import Tokenizer, make_tokenizer

@@ -14,7 +14,6 @@ from gpt2flat.check import main
 from gpt2flat.checks import gradients, unit
 from gpt2flat.errors import CapacityError, KernelArgError
 from gpt2flat.kernels import float64
-from gpt2flat.kernels.ops import OPS
 
 TENSORS = ["wte", "wpe", "ln1w", "ln1b", "qkvw", "qkvb", "attprojw", "attprojb",
            "ln2w", "ln2b", "fcw", "fcb", "fcprojw", "fcprojb", "lnfw", "lnfb"]  # fmt: skip

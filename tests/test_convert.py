@@ -17,14 +17,12 @@ LINE = (
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(here):
     """A run of 12 updates with a checkpoint after each, in a folder with its data."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("GPT2FLAT_DATA", raising=False)
     for name in ("model.bin", "tokens_train.bin", "tokens_val.bin", "tokenizer.bin"):
-        shutil.copy(LLMC_TINY / name, tmp_path)
+        shutil.copy(LLMC_TINY / name, here)
     resuming.train(*LINE, "-e", "model.bin", "-n", "1", "-nk", "0", "-o", "run")
-    return tmp_path
+    return here
 
 
 def test_a_run_becomes_llmcs_and_goes_on_from_there(here, capsys):

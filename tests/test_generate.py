@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import harness
+from made_runs import make_run, peaked_model
 from gpt2flat import GPT2Config, Model
 from gpt2flat.command import Parser
 from gpt2flat.data.tokenizer import Tokenizer
@@ -18,37 +19,17 @@ from gpt2flat.errors import DataError, UsageError
 from gpt2flat.generate import line_history, main
 from gpt2flat.generation import beams, stream
 from gpt2flat.generation.stream import Token
-from gpt2flat.training.run import Run, find_checkpoint
+from gpt2flat.training.run import find_checkpoint
 
 LLMC_TINY = Path(__file__).parent / "llmc_tiny"
 
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    m = Model.init(GPT2Config(block_size=24, vocab_size=257, n_layer=2, n_head=2, n_embd=16), threads=1)
-    for _name, view in m.params.items():
-        view *= 8  # far from uniform
-    return m
+    return peaked_model()
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
-
-
-def make_run(model: Model, path: Path, started: str, tokenizer=Tokenizer.byte(), steps=(1,)) -> Run:
-    run = Run(path)
-    run.reserve()
-    run.create({"started": started}, tokenizer)
-    for step in steps:
-        place = run.checkpoints / f"step_{step:08d}"
-        place.mkdir()
-        model.save(place / "model.bin")
-    return run
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def test_the_newest_run_and_its_highest_step(here, model):

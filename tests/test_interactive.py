@@ -10,11 +10,10 @@ import sys
 import time
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-from test_generate import make_run
+from made_runs import make_run, peaked_model
 
-from gpt2flat import GPT2Config, Model
+from gpt2flat import Model
 from gpt2flat.data.tokenizer import Tokenizer
 from gpt2flat.generate import READERS
 from gpt2flat.generation.interactive import Talk, talk
@@ -25,10 +24,7 @@ BYTE = Tokenizer.byte()
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    m = Model.init(GPT2Config(block_size=24, vocab_size=257, n_layer=2, n_head=2, n_embd=16), threads=1)
-    for _name, view in m.params.items():
-        view *= 8
-    return m
+    return peaked_model()
 
 
 class Signal:

@@ -31,13 +31,6 @@ STORY = "Once upon a time there was a tokenizer.\n\nIt didn't like 'quotes'   no
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("GPT2FLAT_DATA", raising=False)
-    return tmp_path
-
-
 def ids(path) -> list[int]:
     file = llmc.open_tokens(path)
     with file.file:

@@ -27,11 +27,9 @@ TRAIN = [sys.executable, "-m", "gpt2flat.train", *SMALL]
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("GPT2FLAT_DATA", raising=False)
+def here(here, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    return tmp_path
+    return here
 
 
 def one_line(capsys, code, *says):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faulty_server import Server, cut, elsewhere, error, hang_up, ignore_range
-from test_prepare import STORY, THEIRS, both, contents, documents, here, ids, refused, report  # noqa: F401 (here is a fixture)
+from test_prepare import STORY, THEIRS, both, contents, documents, ids, refused, report
 
 from gpt2flat.data import download, sets
 from gpt2flat.data.sets import KNOWN

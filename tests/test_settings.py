@@ -13,7 +13,7 @@ from gpt2flat.errors import UsageError
 from gpt2flat.train import parser, read_flags
 from gpt2flat.training.config import toml
 from gpt2flat.training.names import OTHERS, REFUSED
-from gpt2flat.training.schedule import SCHEDULES, learning_rate
+from gpt2flat.training.schedule import learning_rate
 from gpt2flat.training.settings import SETTINGS, resolve, unknown
 
 SHAPE = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64}

@@ -11,7 +11,6 @@ import sys
 import time
 import tomllib
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,15 +19,13 @@ from gpt2flat import Model
 from gpt2flat.benchmarks.machine import faster_precision
 from gpt2flat.command import StopSignal
 from gpt2flat.data.tokenizer import Tokenizer, escape_controls
-from gpt2flat.errors import CheckpointError, NonFiniteError
+from gpt2flat.errors import CheckpointError
 from gpt2flat.evaluate import main as evaluate
 from gpt2flat.formats import llmc
 from gpt2flat.inspection import history
 from gpt2flat.kernels import backend
 from gpt2flat.train import main
-from gpt2flat.training.loop import Sample, Stopped, Update, Validation, train, validate
 from gpt2flat.training.metrics import Metrics
-from gpt2flat.training.settings import resolve
 
 LLMC_TINY = Path(__file__).parent / "llmc_tiny"
 FROM_LLMC = ["-e", f"{LLMC_TINY}/model.bin", "-i", f"{LLMC_TINY}/tokens_train.bin", "-j", f"{LLMC_TINY}/tokens_val.bin"]
@@ -48,14 +45,6 @@ def metrics(run: Path, key: str) -> dict[int, float]:
 def files(folder: Path) -> dict[str, bytes | None]:
     """Everything below a folder, with the bytes of files."""
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    """An empty current directory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("GPT2FLAT_DATA", raising=False)
-    return tmp_path
 
 
 # --- llm.c's numbers -------------------------------------------------------------------------------------------------
