@@ -16,6 +16,7 @@ from made_runs import make_run, peaked_model
 from gpt2flat import Model
 from gpt2flat.data.tokenizer import Tokenizer
 from gpt2flat.generate import READERS
+from gpt2flat.generation.cache import Cache
 from gpt2flat.generation.interactive import Talk, talk
 from gpt2flat.generation.sampling import Sampling
 
@@ -63,6 +64,39 @@ def test_the_text_so_far_is_the_context(model):
     conversation.say("/reset")
     conversation.say("")
     assert conversation.ids[0] == BYTE.start
+
+
+LINES = ["abcdefgh", "/reset", "abcdefgh", "/reset", "abcdXY", "ij", "", "k", "lm", "", "/reset", "abcdefghijklmnopqrstuvwxy",
+         "/reset", "abcdefghijklmnopqrSTUVWXYZ", "n", "o" * 30, "p", "q", "", "r"]  # fmt: skip
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[int]:
+    """How many ids were read at once, each time; and they are stepped over wherever they can be."""
+    counts, read = [], Cache.read
+    monkeypatch.setattr(Cache, "read", lambda self, first, tokens: counts.append(tokens.size) or read(self, first, tokens))
+    monkeypatch.setattr("gpt2flat.generation.decoder.STEP", 1)
+    return counts
+
+
+def test_what_was_read_is_not_read_again(model, monkeypatch, reads):
+    """Lines that are added, forgotten and typed again with another end, and outgrow the window of 24: the text of a loop that reads all."""
+    talks = []
+    for step in (1, 10**9):
+        monkeypatch.setattr("gpt2flat.generation.decoder.STEP", step)
+        conversation = begin(model, [], top_k=50)
+        talks.append([conversation.say(line) or conversation.ids.tolist() for line in LINES])
+        talks.append(sum(reads))
+    assert talks[0] == talks[2] and talks[1] < 0.5 * (talks[3] - talks[1])
+
+
+@pytest.mark.parametrize("weights, precision", [("bf16", "fp32"), ("int8", "fp32"), ("fp32", "bf16"), ("fp32", "fp32")])
+def test_what_is_coarser_in_steps_or_in_reading_is_read_again(weights, precision, reads):
+    coarse = Model.init(GPT2Config(block_size=24, vocab_size=257, n_layer=1, n_head=2, n_embd=16), threads=1, precision=precision)
+    conversation = Talk(coarse, BYTE, Sampling(), 3, 3, (), READERS, [].append, Signal(), weights)
+    conversation.say("ab")
+    conversation.say("c")
+    assert reads == ([2] if weights == precision else [2, 6])
 
 
 def test_settings_are_changed_and_told(model):

@@ -7,6 +7,7 @@ from ..errors import KernelArgError, UsageError, require_number
 from .cache import TOKENS, WEIGHTS, Cache
 
 MAX_ROWS = 1 << 16
+STEP = 24  # ids that are read at once in the time of a step
 
 
 def first_seen(n: int, block_size: int) -> int:
@@ -26,16 +27,17 @@ class Decoder:
 
     lengths: ids known of each row that there is now. error: how far packed weights are off (Cache.error)."""
 
-    def __init__(self, model, rows: int, capacity: int | None = None, weights: str = "fp32"):
+    def __init__(self, model, rows: int, capacity: int | None = None, weights: str = "fp32", resume: bool = False):
         """capacity: how many ids a row may hold; None: any number, of which it sees what fits the block size. weights: the matrices
         of a step, "fp32" as they are, "bf16" rounded to nearest even, "int8" in blocks of 32 with a scale; prompts are read with
-        the matrices as they are. Raises CapacityError, UsageError."""
+        the matrices as they are. resume: a prefill of one prompt steps on from what the only row holds of it, where that is faster;
+        so parameters may not change. Raises CapacityError, UsageError."""
         require_number("rows", rows, 1, MAX_ROWS + 1, whole=True)
         require_number("capacity", 1 if capacity is None else capacity, 1, 1 << 31, whole=True)
         if not isinstance(weights, str) or weights not in WEIGHTS:
             found = f"{weights!r:.99}" if isinstance(weights, str) else f"of {type(weights).__name__}"
             raise UsageError(f"weights {found}: choose from {', '.join(WEIGHTS)}")
-        self.rows, self.weights, self._config = int(rows), weights, model.config
+        self.rows, self.weights, self._config, self._resume = int(rows), weights, model.config, resume
         self._most = model.config.block_size if capacity is None else min(int(capacity), model.config.block_size)
         self._cache = Cache(model, self.rows, self._most, weights)
         self._cache.open()
@@ -69,6 +71,11 @@ class Decoder:
         prompts = [as_ids("prompts", prompt, self._config.vocab_size, axes=(1,)) for prompt in prompts]
         lengths = np.array([len(prompt) for prompt in prompts])
         self._fit(lengths)
+        if self._resume and len(prompts) == len(self.lengths) == 1 and (held := self._held(prompts[0])):
+            self.lengths[0] = held
+            for token in prompts[0][held:]:
+                logits = self.step([token])
+            return logits
         self.lengths = lengths
         self._first = np.array([first_seen(int(n), self._config.block_size) for n in lengths])
         for row, prompt in enumerate(prompts):
@@ -130,6 +137,18 @@ class Decoder:
         self._cache.select(sources, int((self.lengths - self._first).max()))
         self.lengths, self._first = self.lengths[sources], self._first[sources]
         self._ids[: len(sources)] = self._ids[sources]
+
+    def _held(self, prompt: np.ndarray) -> int:
+        """How many of its ids, but for the last, the only row holds; 0 where it has another window or is read anew sooner."""
+        first = int(self._first[0])
+        seen, held = prompt[first:], self._ids[0, : self.lengths[0] - first]
+        most = min(len(held), len(seen) - 1)
+        if most < 1:
+            return 0
+        same = np.append(held[:most] == seen[:most], False)
+        known = first + int(same.argmin())
+        fits = first_seen(known + 1, self._config.block_size) == first
+        return known if fits and (len(prompt) - known) * STEP <= len(seen) else 0
 
     def _check(self) -> None:
         if self.lost:

@@ -29,10 +29,14 @@ class Talk:
         """readers: setting -> what turns the text of its value into one, or raises UsageError; stop_signal(): a context
         in which Ctrl-C and the like only set its `number`."""
         self.model, self.tokenizer = model, tokenizer
-        self._weights, self._decoder = weights, Decoder(model, 1, None, weights)
+        self._weights, self._decoder = weights, self._make_decoder(weights)
         self.sampling, self.max_tokens, self.seed, self.stops = sampling, max_tokens, seed, stops
         self._readers, self._write, self._stop_signal = readers, write, stop_signal
         self.ids, self.turn = np.empty(0, np.int32), 0
+
+    def _make_decoder(self, weights: str) -> Decoder:
+        """It reads only what is new, where steps are what reading would be: not with fewer bits in one of them."""
+        return Decoder(self.model, 1, None, weights, resume=weights == self.model.precision == "fp32")
 
     def say(self, line: str) -> int | None:
         """Obeys or answers a line. Returns 0 at /quit, the number of a signal that is to end the program, else None."""
@@ -48,7 +52,7 @@ class Talk:
         if not len(ids):
             ids = np.array([self.tokenizer.start], np.int32)
         if self._decoder.lost:  # something else has written with this model
-            self._decoder = Decoder(self.model, 1, None, self._weights)
+            self._decoder = self._make_decoder(self._weights)
         texts, made = Texts(self.tokenizer, self.stops), []
         with self._stop_signal() as stop:
             for token in stream(self.model, [ids], self.max_tokens, self.sampling, 1, self.seed + self.turn, texts.ends,
