@@ -23,6 +23,7 @@ from .memory.arena import human
 from .training.screen import say
 
 SMALL = 1 << 24  # bytes of input that are encoded before a second process would have started
+VAL_FLAGS = ("val_fraction", "val_tokens", "val_split")
 TEXT_FLAGS = (
     "field",
     "format",
@@ -30,9 +31,7 @@ TEXT_FLAGS = (
     "split_on",
     "invalid",
     "val_data",
-    "val_fraction",
-    "val_tokens",
-    "val_split",
+    *VAL_FLAGS,
 )
 SPLITS = ("auto", "documents", "last", "first")
 
@@ -77,6 +76,10 @@ def order_of(args) -> Order:
         )
     if args.origin:
         raise UsageError(f"--from is for the known sets ({', '.join(KNOWN)}), and {args.inputs[0]} is none")
+    if args.val_data and (wrong := _given(args, VAL_FLAGS)):
+        raise UsageError(f"{wrong[0]} is for a part of the text, and --val-data names all of the validation: leave one out")
+    if [*args.inputs, *args.val_data].count(STDIN) > 1:
+        raise UsageError(f"{STDIN} is there twice, and standard input can be read once only: leave one out")
     tally = Tally()
     sources = find_sources(args.inputs, tally)
     val_sources = find_sources(args.val_data, tally) if args.val_data else []
@@ -114,9 +117,9 @@ def order_of_set(args, progress) -> Order:
 def locate_set(args, progress) -> Path | None:
     """The file of a known set, fetched if need be. Raises UsageError for flags that do not go with it."""
     known = KNOWN[args.inputs[0]]
-    wrong = [flag for flag in TEXT_FLAGS if getattr(args, flag) != parser().get_default(flag)]
+    wrong = _given(args, TEXT_FLAGS)
     if wrong or len(args.inputs) > 1:
-        what = f"--{wrong[0].replace('_', '-')}" if wrong else args.inputs[1]
+        what = wrong[0] if wrong else args.inputs[1]
         raise UsageError(
             f"{what} does not go with {known.name}, a known set: give its text as a file to have it another way"
         )
@@ -134,6 +137,11 @@ def prepare_questions(args, progress) -> None:
     expected = known.expected["questions"]
     say("questions", f"{count:,}{'' if count == expected else f', and the whole set has {expected:,}'}")
     say("files", str(out))
+
+
+def _given(args, names: tuple[str, ...]) -> list[str]:
+    """The flags among them that say something else than they do by default."""
+    return [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) != parser().get_default(name)]
 
 
 def _settled(args, order: Order) -> Order:

@@ -164,6 +164,13 @@ def test_standard_input_read_twice(here, monkeypatch):
         assert Tokenizer.load(f"data/{tokenizer}/tokenizer.bin").decode(both(tokenizer)) == EOT + STORY * 20
 
 
+def test_standard_input_that_is_closed(here, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    for tokenizer in ("gpt2", "char"):
+        assert main(["-", "--tokenizer", tokenizer]) == 4
+        refused(capsys, 4, "standard input is closed, expected text in it")
+
+
 def test_what_a_text_may_hold(here, capsys):
     """A leading byte order mark goes; line ends, NUL and what looks like end-of-text stay as they are."""
     text = f"a\r\nb\0c{EOT}\r\ufeff"
@@ -218,6 +225,9 @@ def test_a_line_that_is_too_long_to_hold(here, monkeypatch):
     (["hf:some/where"], 2, "pip install 'gpt2flat[datasets]'"), (["t.txt", "--out", "t.txt"], 5, "cannot be made"),
     (["wide.txt", "--tokenizer", "char"], 4, "different characters"), (["pic.png"], 4, "expected UTF-8"), (["folder"], 4, "no text files"),
     (["wikitext-2", "--split-on", "x"], 2, "--split-on does not go with wikitext-2"), (["wikitext-2", "t.txt"], 2, "t.txt does not go"),
+    (["t.txt", "--val-data", "t.txt", "--val-fraction", "0.2"], 2, "--val-fraction is for a part of the text"),
+    (["t.txt", "--val-data", "t.txt", "--val-split", "last"], 2, "--val-split is for"), (["-", "--val-data", "-"], 2, "- is there twice"),
+    (["fineweb-edu", "--from", "https://example.org/x"], 2, "--from https://example.org/x: fineweb-edu"),
     (["tinystories", "--from", "gone"], 4, "--from gone: no such file or folder, expected TinyStories_all_data.tar.gz"),
 ])  # fmt: skip
 def test_what_cannot_be_is_one_line(here, capsys, monkeypatch, line, code, says):

@@ -130,6 +130,14 @@ def test_tinyshakespeare(here, capsys, monkeypatch, server, way):  # noqa: F811
     assert Tokenizer.load("data/shakespeare_char/tokenizer.bin").decode(both("shakespeare_char")[1:]) == TEXT
 
 
+def test_an_address_may_end_in_the_name_of_the_file(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(sets, "fetch", lambda url, *rest: asked.append(url))
+    for origin in ("http://host/x", "http://host/x/", "http://host/x/input.txt"):
+        sets.locate(KNOWN["tinyshakespeare"], origin, tmp_path, print)
+    assert asked == ["http://host/x/input.txt"] * 3
+
+
 def test_the_text_is_known(here, capsys, server):  # noqa: F811
     server.files["input.txt"] = b"not Shakespeare"
     assert main(["tinyshakespeare", "--from", server.address]) == 4

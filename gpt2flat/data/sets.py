@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ..errors import CheckpointError, DataError, reason
+from ..errors import CheckpointError, DataError, UsageError, reason
 from ..formats.choices import ChoiceLines, write_choices
 from ..formats.files import RegularFile, write_stream_atomically
 from .documents import PIECE, Counted, Document, Reading, Tally, documents_of
@@ -183,7 +183,7 @@ KNOWN = {known.name: known for known in (
 
 def locate(known: Known, origin: str | None, folder: Path, watch: Callable[[int], None]) -> Path | None:
     """The file of a set: from `origin`, which is a local file or folder or a web address, else from the set's own address
-    into `folder`. None for a set that has none. Raises DataError, CheckpointError."""
+    into `folder`. None for a set that has none. Raises UsageError, DataError, CheckpointError."""
     if origin and not re.match(r"https?://", origin):
         path = Path(origin.removeprefix("file://"))
         inside = path / known.file.name if known.file else path
@@ -193,10 +193,13 @@ def locate(known: Known, origin: str | None, folder: Path, watch: Callable[[int]
             )
         return inside if path.is_dir() and inside.exists() else path
     if known.file is None:
+        if origin:
+            raise UsageError(f"--from {origin}: {known.name} comes as {known.hub} or from here: name a local file or folder")
         return None
-    url = f"{origin.rstrip('/')}/{known.file.name}" if origin else known.file.url
-    fetch(url, folder / known.file.name, known.file.size, known.file.sha256, watch)
-    return folder / known.file.name
+    name = known.file.name
+    url = origin if origin and origin.endswith(f"/{name}") else f"{origin.rstrip('/')}/{name}" if origin else known.file.url
+    fetch(url, folder / name, known.file.size, known.file.sha256, watch)
+    return folder / name
 
 
 def write_questions(path: Path, folder: Path) -> tuple[Path, int]:

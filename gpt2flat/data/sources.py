@@ -39,6 +39,8 @@ def find_sources(inputs: list[str], tally: Tally) -> list[Source]:
 
 def _find(word: str, tally: Tally) -> Iterator[Source]:
     if word == STDIN:
+        if sys.stdin is None:
+            raise DataError("standard input is closed, expected text in it")
         yield Source("standard input", _open_stdin, again=False)
     elif word.startswith(HUB):
         yield Source(word, partial(_open_hub, word.removeprefix(HUB)))
