@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import time
+from pathlib import Path
 
 from .command import MODEL_HELP, Parser, data_folders, number, open_model, run
 from .errors import UsageError
@@ -16,10 +17,14 @@ from .formats.files import write_atomically
 from .generation.cache import WEIGHTS
 from .kernels import MAX_THREADS
 from .model import PRECISIONS
+from .training.run import find_checkpoint
 from .training.screen import duration, say
+from .weights import find_shape
 
 BIG = 1 << 20
 RECOMPUTE = 3  # activations of one layer are kept, not of all: a forward needs no more
+HEAT_TOKENS = 2000
+NEEDS = {"heat_tokens": "heat", "num_fewshot": "tasks", "task_folder": "tasks"}  # a flag -> the one without which it says nothing
 COLOR = ("auto", "always", "never")
 
 
@@ -48,8 +53,8 @@ def parser() -> Parser:
     )
     p.add_argument("--heat", nargs="?", const="", metavar="FILE.html",
                    help="print the texts coloured by the loss of each token, or write them as a page with tooltips")  # fmt: skip
-    p.add_argument("--heat-tokens", type=number("--heat-tokens", int, 1, BIG), default=2000, metavar="N",
-                   help="of each text that --heat shows (2000)")  # fmt: skip
+    p.add_argument("--heat-tokens", type=number("--heat-tokens", int, 1, BIG), metavar="N",
+                   help=f"of each text that --heat shows ({HEAT_TOKENS})")  # fmt: skip
     p.add_argument(
         "--color", default=COLOR[0], help="for --heat: auto (on a terminal, unless NO_COLOR is set), always, never"
     )
@@ -96,11 +101,15 @@ class Progress:
 def body(argv: list[str]) -> None:
     args = parser().parse(argv)
     check_heat(args)
-    check_weights(args)
+    check_flags(args)
     how = How(args.seq_len, args.stride, args.batch_size, args.max_tokens, args.limit)
     named = {word: open_set(word) for word in args.words}
     models: list[str | None] = [word for word, data in named.items() if data is None] or [None]
     sets = [*filter(None, named.values()), *tasks_of(args)]
+    if args.limit is not None and all(isinstance(data, TextSet) for data in sets):
+        raise UsageError(f"--limit {args.limit}: counts questions, and none are asked: --max-tokens is for texts")
+    for name in models:
+        find_shape(find_checkpoint(name))  # a mistake in the last name is told before the first model is measured
     columns: dict[str, Set] = {data.title: data for data in sets}
     results: dict[str, dict[str, dict]] = {}
     heats: list[Heat] = []
@@ -114,14 +123,17 @@ def body(argv: list[str]) -> None:
                 with Progress(f"{opened.name} on {data.title}") as told:
                     found = results[opened.name][data.title] = data.measure(opened, how, told)
                 if args.heat is not None and isinstance(data, TextSet):
-                    heats.append(heat_of(data, opened, how, args.heat_tokens, found))
+                    heats.append(heat_of(data, opened, how, args.heat_tokens or HEAT_TOKENS, found))
         del model, opened  # its memory goes before the next one comes
     show_heat(heats, args)
     show_json(results) if args.json else show(columns, results)
 
 
-def check_weights(args) -> None:
-    """Raises UsageError for --weights beside what would not heed it."""
+def check_flags(args) -> None:
+    """Raises UsageError for a flag beside what would not heed it, or without what would."""
+    for flag, needed in NEEDS.items():
+        if getattr(args, flag) is not None and getattr(args, needed) is None:
+            raise UsageError(f"--{flag.replace('_', '-')} is for --{needed}, which is not there: give both, or none")
     if args.weights != ["fp32"] and args.tasks:
         raise UsageError("--weights does not go with --tasks: the harness asks the model as it is")
 
@@ -167,6 +179,8 @@ def check_heat(args) -> None:
         raise UsageError(f"--color {args.color}: expected {', '.join(COLOR)}")
     if args.heat and not args.heat.endswith(".html"):
         raise UsageError(f"--heat {args.heat}: expected a file name that ends in .html, or none: put --heat last")
+    if args.heat and not Path(args.heat).absolute().parent.is_dir():
+        raise UsageError(f"--heat {args.heat}: there is no directory {Path(args.heat).parent}")
     auto = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     if args.heat == "" and (args.json or not (auto if args.color == "auto" else args.color == "always")):
         raise UsageError(

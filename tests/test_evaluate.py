@@ -179,6 +179,13 @@ plain.bin                   | 2 | plain.bin is not the model of a run
 plain.bin t.txt             | 2 | t.txt is text, and no tokenizer is beside
 plain.bin far/far.bin       | 4 | token 1 is id 9, expected 0 to 8
 broken.bin t.txt            | 3 | broken.bin
+x.ckpt t.txt                | 3 | x.ckpt: 
+a t.txt --heat-tokens 9     | 2 | --heat-tokens is for --heat
+a t.txt --num-fewshot 0     | 2 | --num-fewshot is for --tasks
+a t.txt --task-folder .     | 2 | --task-folder is for --tasks
+a t.txt --limit 5           | 2 | --limit 5: counts questions
+a --limit 5                 | 2 | --limit 5: counts questions
+a t.txt --heat nodir/x.html | 2 | --heat nodir/x.html: there is no directory nodir
 """
 CASES = [[part.strip() for part in line.split("|")] for line in WRONG.split("\n") if line]
 
@@ -194,7 +201,7 @@ def damaged(runs):
     files = {
         "debug.bin": debug_state_bytes(), "empty.txt": b"", "latin.txt": b"caf\xe9", "strange.txt": "€".encode(),
         "cut.bin": token_bytes([1, 2, 3])[:-1], "one.bin": token_bytes([1]), "other/x_val.bin": token_bytes([1, 2]),
-        "far/far.bin": token_bytes([1, 9]), "broken.bin": (LLMC_TINY / "model.bin").read_bytes()[:-1],
+        "x.ckpt": b"\x80", "far/far.bin": token_bytes([1, 9]), "broken.bin": (LLMC_TINY / "model.bin").read_bytes()[:-1],
     }  # fmt: skip
     for name, content in files.items():
         (runs / name).write_bytes(content)
@@ -210,6 +217,15 @@ def test_wrong_input_is_one_line(ask, damaged, words, code, says):
     found, out, error = ask(*words.split())
     assert (found, out) == (int(code), "") and error.startswith("gpt2flat evaluate: ")
     assert says in error and error.count("\n") == 1
+
+
+MISTAKES = ["a nothere.txt", "a broken.bin t.txt", "a x.ckpt t.txt", "a t.txt --heat nodir/x.html"]
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_a_mistake_is_told_before_anything_is_measured(ask, damaged, monkeypatch, words):
+    monkeypatch.setattr("gpt2flat.evaluate.open_model", None)
+    assert ask(*words.split())[2].startswith("gpt2flat evaluate: ")
 
 
 def test_no_run_and_no_validation(ask, runs, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from ..data import corpus
 from ..data.tokenizer import Tokenizer
 from ..data.tokens import ArrayShard, Shard, find_shards
 from ..errors import DataError, UsageError
-from ..formats import llmc
+from ..formats import huggingface, llmc, pytorch
 from ..formats.choices import COMPLETIONS, ChoiceFile, ChoiceLines
 from ..generation.stream import BATCH
 from ..model import Model
@@ -27,7 +27,7 @@ from .steps import ByStep
 from .text import Windows
 
 TOKEN_KINDS = (llmc.KINDS[llmc.TOKENS], llmc.OLD_TOKENS)
-MODEL_FILES = (".safetensors", ".pt", ".gguf")
+MODEL_FILES = (huggingface.SUFFIX, *pytorch.SUFFIXES, ".gguf")
 MODEL_FOLDERS = ("config.toml", "checkpoints", MODEL, "config.json")  # any of these makes a folder a model's
 BATCH_TOKENS = 1024  # of a batch, by default
 
