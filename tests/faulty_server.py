@@ -7,13 +7,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 class Server(ThreadingHTTPServer):
     """Use it in a `with`. files: {name: bytes}; faults: {name: iterator of answers, given before proper ones};
-    requests: [(name, Range header or None), ...]. An answer is a function of (handler, data, first byte asked for)."""
+    tags: {name: its ETag}; requests: [(name, Range header or None), ...]. An answer is a function of (handler, data, first byte asked for)."""
 
     daemon_threads = True
 
     def __init__(self, files=()):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.faults, self.requests = dict(files), {}, []
+        self.files, self.faults, self.requests, self.tags = dict(files), {}, [], {}
         self.address = f"http://127.0.0.1:{self.server_port}"
         self._thread = threading.Thread(target=self.serve_forever, args=(0.01,))
 
@@ -50,6 +50,8 @@ def serve(to, data, start, until=None):
     if start >= len(data):
         return to.send_error(416)
     to.send_response(206 if start else 200)
+    if tag := to.server.tags.get(to.path.rsplit("/", 1)[-1]):
+        to.send_header("ETag", tag)
     if start:
         to.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
     to.send_header("Content-Length", str(len(data) - start))

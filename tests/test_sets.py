@@ -6,6 +6,7 @@ import json
 import random
 import sys
 import tarfile
+import urllib.error
 import zipfile
 from dataclasses import replace
 from itertools import repeat
@@ -77,6 +78,34 @@ def test_a_part_of_before(tmp_path, server, held, fault):
         server.faults["file.bin"] = repeat(fault)
     get(server, tmp_path / "f", len(DATA), SHA)
     assert contents(tmp_path) == {"f": DATA}
+
+
+def test_a_file_that_was_changed_is_begun_anew(tmp_path, server):
+    """Its size and hash are not known, and its length stays: nothing else would tell."""
+    for tag, expected in (("a", DATA), ("b", DATA[::-1])):
+        server.tags["file.bin"], server.faults["file.bin"] = "a", repeat(cut(5000))
+        with pytest.raises(DataError):
+            get(server, tmp_path / tag)
+        assert contents(tmp_path)[f"{tag}.part"] == DATA[:5000]
+        server.tags["file.bin"], server.files["file.bin"], server.faults = tag, expected, {}
+        del server.requests[:]
+        get(server, tmp_path / tag)
+        assert server.requests == [("file.bin", "bytes=5000-"), ("file.bin", None)][: 1 + (tag == "b")]
+    assert contents(tmp_path) == {"a": DATA, "b": DATA[::-1]}
+
+
+def test_a_network_that_drops_is_waited_for(tmp_path, server, monkeypatch):
+    server.faults["file.bin"] = iter([cut(5000)])
+    opened, urlopen = [], download.urllib.request.urlopen
+
+    def drop(*args, **how):
+        opened.append(1)
+        if len(opened) in (2, 3):
+            raise urllib.error.URLError("Network is unreachable")
+        return urlopen(*args, **how)
+
+    monkeypatch.setattr(download.urllib.request, "urlopen", drop)
+    assert len(get(server, tmp_path / "f")) == 3 and contents(tmp_path) == {"f": DATA}
 
 
 def test_another_file_takes_no_name(tmp_path, server):

@@ -20,9 +20,14 @@ class _Broken(Exception):
     """An attempt that failed in a way that may go better next time."""
 
 
+class _Unreachable(_Broken):
+    """No server answered: a network that dropped, if one did before."""
+
+
 def fetch(url: str, path: Path, size: int | None, sha256: str | None, watch: Callable[[int], None] = lambda got: None,
           sleep: Callable[[float], None] = time.sleep) -> None:  # fmt: skip
-    """The file behind `url` as `path`, which is left alone if it is there with that size and hash; PATH.part goes on.
+    """The file behind `url` as `path`, which is left alone if it is there with that size and hash; PATH.part goes on,
+    but anew when the ETag that is kept beside it tells that the server has another file now.
 
     size, sha256: None where nobody knows. Raises DataError for what cannot be had or is another file, CheckpointError if it
     cannot be written."""
@@ -35,6 +40,7 @@ def fetch(url: str, path: Path, size: int | None, sha256: str | None, watch: Cal
             _attempts(url, file, sleep, watch)
             file.flush()
             os.fsync(file.fileno())
+        _tag(part).unlink(missing_ok=True)
         if problem := _problem(part, size, sha256):
             part.unlink()
             raise DataError(f"{url}: {problem}: it was changed there, or on its way")
@@ -59,11 +65,14 @@ def _problem(path: Path, size: int | None, sha256: str | None) -> str:
 
 
 def _attempts(url: str, file, sleep: Callable[[float], None], watch: Callable[[int], None]) -> None:
-    failures, best = 0, file.tell()
+    failures, begun = 0, file.tell()
+    best = begun
     while True:
         try:
             return _get(url, file, watch)
         except _Broken as problem:
+            if isinstance(problem, _Unreachable) and max(best, file.tell()) == begun:
+                raise DataError(f"{url}: {problem}: {_other_way()}") from None
             failures, best = (0, file.tell()) if file.tell() > best else (failures + 1, best)
             if failures == ATTEMPTS:
                 raise DataError(
@@ -89,7 +98,7 @@ def _get(url: str, file, watch: Callable[[int], None]) -> None:
             raise _Broken(f"{problem.code} {problem.reason}") from None
         raise DataError(f"{url}: {problem.code} {problem.reason}: {_other_way()}") from None
     except urllib.error.URLError as problem:
-        raise DataError(f"{url}: cannot be reached: {str(problem.reason).lower()}: {_other_way()}") from None
+        raise _Unreachable(f"cannot be reached: {str(problem.reason).lower()}") from None
     except (OSError, http.client.HTTPException, ValueError) as problem:
         raise _Broken(str(problem)) from None
     with reply:
@@ -97,6 +106,12 @@ def _get(url: str, file, watch: Callable[[int], None]) -> None:
             _empty(file)
             if reply.status == 206:
                 raise _Broken("the server sent another range than asked for")
+        tag, known = reply.headers.get("ETag", ""), _tag(file.name)
+        if file.tell() and tag and known.exists() and known.read_text() != tag:
+            _empty(file)
+            raise _Broken("the file was changed there")
+        if tag and not file.tell():
+            known.write_text(tag)
         missing = reply.length
         while True:
             try:
@@ -111,6 +126,11 @@ def _get(url: str, file, watch: Callable[[int], None]) -> None:
         file.flush()
     if missing:
         raise _Broken(f"the connection ended {missing} bytes too early")
+
+
+def _tag(part) -> Path:
+    """Where the ETag of the file is kept that a part belongs to."""
+    return Path(f"{part}.etag")
 
 
 def _empty(file) -> None:

@@ -92,7 +92,7 @@ def _member(path: Path, name: str) -> Source:
                 with archive.open(inside) as stream:
                     yield from documents_of(f"{path}/{name}", Counted(stream.read, tally), reading, tally)
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError) as problem:
-            raise DataError(f"{path}: is no zip archive that can be read: {problem}: fetch it again") from None
+            raise DataError(f"{path}: is no zip archive that can be read: {problem}: delete it and fetch it again") from None
 
     return Source(f"{path}/{name}", unpacked)
 
@@ -122,7 +122,7 @@ def _told(path: Path, index: int, reading: Reading, tally: Tally) -> Iterator[Do
     try:
         told = [entry["story"].strip() for entry in json.loads(raw.read(file.size))]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise DataError(f'{path}: is no list of {{"story": ...}} in JSON: fetch the archive again') from None
+        raise DataError(f'{path}: is no list of {{"story": ...}} in JSON: delete it and the archive, and fetch that again') from None
     random.Random(1337 + index).shuffle(told)
     for story in told:
         yield (valid(story),)
@@ -145,7 +145,7 @@ def _unpack(path: Path, folder: Path) -> Path:
                     stream = archive.extractfile(member)
                     write_stream_atomically(target, iter(partial(stream.read, PIECE), b""))
     except (tarfile.TarError, EOFError, zlib.error) as problem:
-        raise DataError(f"{path}: is no tar.gz archive that is whole: {problem}: fetch it again") from None
+        raise DataError(f"{path}: is no tar.gz archive that is whole: {problem}: delete it and fetch it again") from None
     except OSError as problem:
         raise CheckpointError(f"{path}: cannot be unpacked into {folder}: {reason(problem)}") from None
     return folder
