@@ -266,6 +266,7 @@ def test_what_is_not_a_tokenizer(tmp_path):
 def test_control_characters_are_escaped():
     assert escape_controls("a\tb\nc") == "a\tb\nc"
     assert escape_controls("\x1b]0;title\x07\r\0\x7f\x9b") == r"\x1b]0;title\x07\x0d\x00\x7f\x9b"
+    assert escape_controls("\u202eabc\u2028\u2069\u200f") == r"\u202eabc\u2028\u2069\u200f"
     assert escape_controls("naïve \U0001f600 \xa0") == "naïve \U0001f600 \xa0"
 
 

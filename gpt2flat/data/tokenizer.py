@@ -18,8 +18,10 @@ from .bpe import END_OF_TEXT
 GPT2_FILE = Path(__file__).with_name("gpt2_tokenizer.bin")
 
 BYTES = [bytes((b,)) for b in range(256)]
-# control characters but newline and tab: C0, DEL and C1
-ESCAPES = {c: f"\\x{c:02x}" for c in [*range(32), *range(127, 160)] if chr(c) not in "\n\t"}
+# control characters but newline and tab: C0, DEL and C1; what ends lines or turns their order elsewhere in Unicode
+ESCAPES = {c: f"\\x{c:02x}" for c in [*range(32), *range(127, 160)] if chr(c) not in "\n\t"} | {
+    c: f"\\u{c:04x}" for c in [0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
+}
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class Decoder:
 
 
 def escape_controls(text: str) -> str:
-    """`text` safe for a terminal: control characters other than newline and tab become \\x1b and the like."""
+    """`text` safe for a terminal: control characters other than newline and tab become \\x1b and \\u202e and the like."""
     return text.translate(ESCAPES)
 
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from ..data.tokenizer import Tokenizer, escape_controls
 from ..data.tokens import Shard
-from ..inspection.shell import BIDI
 from .scoring import score_and_look
 from .text import Windows
 
@@ -106,7 +105,7 @@ def pieces(tokens: Iterable[Told], tokenizer: Tokenizer) -> Iterator[Piece]:
 def coloured(found: Iterable[Piece]) -> Iterator[str]:
     """The text for a terminal of 256 colours, piece by piece; control characters are shown."""
     for piece in found:
-        shown = escape_controls(piece.text).translate(BIDI)
+        shown = escape_controls(piece.text)
         if piece.loss is None:
             yield shown
             continue

@@ -9,7 +9,6 @@ from html import escape
 from ..data.tokenizer import escape_controls
 
 CELL = 2_000  # characters that are shown
-BIDI = {c: f"\\u{c:04x}" for c in [0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]}
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # a browser loads and runs nothing, whatever slipped through
 
 STYLE = """
@@ -47,7 +46,7 @@ def text(value: object, longest: int = CELL) -> str:
     """Anything as text of the page."""
     shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     shown = shown if len(shown) <= longest else shown[:longest] + " ..."
-    return escape(escape_controls(shown).translate(BIDI).encode("utf-8", "replace").decode())
+    return escape(escape_controls(shown).encode("utf-8", "replace").decode())
 
 
 def tiles(facts: Iterable[tuple[object, str] | None]) -> str:
