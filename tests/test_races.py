@@ -43,7 +43,8 @@ def value(arg, op, dims: dict[str, int]) -> str:
         return f"floats({op.name}_scratch({numbers}))"
     size = math.prod(ax.shape(arg.axes, dims))
     if arg.dtype == I32:
-        return f"whole({size}, {dims['V' if arg.name == 'targets' else 'Vp'] if arg.role == 'index' else 1})"
+        below = {"targets": "V", "tokens": "Vp", "positions": "S" if "S" in dims else "maxT"}
+        return f"whole({size}, {dims[below[arg.name]] if arg.role == 'index' else 1})"
     return f"floats({size})"
 
 
