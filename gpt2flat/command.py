@@ -105,6 +105,16 @@ def run(name: str, body: Callable[[list[str]], int | None], argv: Sequence[str] 
         return _fail(name, where + reason(problem), FILE_TROUBLE)
 
 
+def redraw(text: str = "") -> None:
+    """Puts a line on a terminal's stderr in place of the one before, as much of it as fits: of one that wraps a part would stay."""
+    try:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        columns = 0
+    shown = escape_controls(text.replace("\n", " "))[: (columns or 80) - 1]
+    print(f"\r\x1b[K{shown}", end="", file=sys.stderr, flush=True)
+
+
 def _fail(name: str, message: str, code: int) -> int:
     print(f"gpt2flat {name}: {escape_controls('; '.join(message.splitlines()))}", file=sys.stderr)
     return code

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from .command import MODEL_HELP, Parser, data_folders, number, open_model, run
+from .command import MODEL_HELP, Parser, data_folders, number, open_model, redraw, run
 from .errors import UsageError
 from .evaluation.heat import coloured, legend
 from .evaluation.heatpage import Heat, page
@@ -87,7 +87,7 @@ class Progress:
         now = time.perf_counter()
         if self._on and now - self._drawn > 0.1:
             left = duration((now - self._start) * (total - done) / max(1, done))
-            print(f"\r\x1b[K{self._what}: {done:,} of {total:,}, {left} left", end="", file=sys.stderr, flush=True)
+            redraw(f"{self._what}: {done:,} of {total:,}, {left} left")
             self._drawn = now
 
     def __enter__(self) -> "Progress":
@@ -95,7 +95,7 @@ class Progress:
 
     def __exit__(self, *exc) -> None:
         if self._on:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            redraw()
 
 
 def body(argv: list[str]) -> None:

@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from .command import Parser, data_folders, number, run
+from .command import Parser, data_folders, number, redraw, run
 from .data.documents import Reading, Tally
 from .data.prepared import Order, prepare
 from .data.sets import KNOWN, locate, surprise, write_questions
@@ -205,16 +205,12 @@ class Progress:
         self.drawn = now
         share = f" of {human(self.total)}" if self.total else ""
         rate = human(int(tally.read / max(now - self.began, 1e-3)))
-        print(
-            f"\r{stage:<9} {tally.documents:,} documents, {human(tally.read)}{share}, {rate}/s\033[K",
-            end="",
-            file=sys.stderr,
-            flush=True,
-        )
+        count = f"{tally.documents:,} documents, " if tally.documents else ""  # a text is not counted before its end
+        redraw(f"{stage:<9} {count}{human(tally.read)}{share}, {rate}/s")
 
     def clear(self) -> None:
         if self.drawn:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            redraw()
 
 
 def list_sets() -> None:

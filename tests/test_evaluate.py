@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,10 @@ from made_runs import train
 from samples import debug_state_bytes, token_bytes
 
 from gpt2flat import GPT2Config, Model
+from gpt2flat.data.documents import Tally
 from gpt2flat.data.tokenizer import Tokenizer
 from gpt2flat.evaluate import Progress, main
+from gpt2flat.prepare import Progress as Preparing
 from gpt2flat.training.metrics import read_events
 
 LLMC_TINY = Path(__file__).parent / "llmc_tiny"
@@ -259,6 +263,16 @@ def test_progress_is_for_terminals(monkeypatch, capsys):
         error = capsys.readouterr().err
         assert error == "" if not terminal else re.fullmatch(
             r"\r\x1b\[Ka on b: 1 of 4,000, [\d.]+ \w+ left\r\x1b\[K", error)  # fmt: skip
+
+
+@pytest.mark.parametrize("draw", [lambda: Progress("a on " + "b" * 40)(1, 9), lambda: Preparing()("encoding", Tally(5, 10**9))])
+def test_progress_fits_into_a_narrow_terminal(monkeypatch, draw):
+    end, terminal = os.openpty()
+    termios.tcsetwinsize(terminal, (24, 20))
+    with open(terminal, "w") as screen, open(end, "rb", buffering=0) as shown:
+        monkeypatch.setattr(sys, "stderr", screen)
+        draw()
+        assert len(shown.read(999).decode().replace("\x1b[K", "").strip("\r")) == 19
 
 
 def test_ctrl_c_is_one_line(runs):
