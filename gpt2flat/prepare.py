@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .command import Parser, data_folders, number, redraw, run
+from .data import spool
 from .data.documents import Reading, Tally
 from .data.prepared import Order, prepare
 from .data.sets import KNOWN, locate, surprise, write_questions
@@ -214,10 +215,11 @@ class Progress:
 
 
 def list_sets() -> None:
+    width = max(map(len, KNOWN))
     for known in KNOWN.values():
-        say(known.name, f"{known.about}; {known.licence}")
+        say(f"{known.name:<{width}}", f"{known.about}; {known.licence}")
         where = known.file.url if known.file else f"{known.hub}, by pip install 'gpt2flat[datasets]'"
-        say("", where + (f", {human(known.file.size)}" if known.file and known.file.size else ""))
+        say(" " * width, where + (f", {human(known.file.size)}" if known.file and known.file.size else ""))
 
 
 def body(argv: list[str]) -> None:
@@ -243,9 +245,8 @@ def body(argv: list[str]) -> None:
 
 def tell(order: Order, report: dict, seconds: float) -> None:
     documents, tokens, tokenizer = report["documents"], report["tokens"], report["tokenizer"]
-    speed = (
-        f"{report['text_bytes'] / 1e6 / max(seconds, 1e-3):.1f} MB/s with {order.jobs} process{'es' * (order.jobs > 1)}"
-    )
+    jobs = min(order.jobs, report["text_bytes"] // spool.SEGMENT + 1)  # no more of them had something to do
+    speed = f"{report['text_bytes'] / 1e6 / max(seconds, 1e-3):.1f} MB/s with {jobs} process{'es' * (jobs > 1)}"
     say("documents", f"{documents['all']:,} with {human(report['text_bytes'])} of text, in {seconds:.1f} s, {speed}")
     how = {
         "given": "that was named",

@@ -201,6 +201,7 @@ def test_lines_that_are_none(here, capsys):
         "no JSON": 4, "no JSON object": 2, "no field 'text'": 1, "field 'text' is no text": 1, "not UTF-8": 1, "an empty document": 1,
     }  # fmt: skip
     assert report("l")["skipped"]["not UTF-8"]["first"] == ["l.jsonl:15"]
+    assert report("l")["skipped"]["an empty document"]["first"] == ["l.jsonl, behind document 1"]
     assert "left out  4 x no JSON: l.jsonl:3, l.jsonl:11, l.jsonl:12 ..." in capsys.readouterr().out
     Path("none.jsonl").write_text('{"txt": 1}\n')
     assert main(["none.jsonl"]) == 4
@@ -244,7 +245,7 @@ def test_what_cannot_be_is_one_line(here, capsys, monkeypatch, line, code, says)
     Path("latin/l.txt").write_bytes(b"\xe9")
     assert main(line) == code
     refused(capsys, code, says)
-    assert not list(Path().glob("data/*/*_train.bin"))
+    assert not list(Path().glob("data/*")) or "--val-tokens" in line  # for another amount the segments serve again
 
 
 # --- what comes out
@@ -344,7 +345,7 @@ def test_progress_is_for_terminals(here, capsys, monkeypatch):
 # --- processes, ends
 
 
-def test_the_number_of_processes_changes_nothing(here, monkeypatch):
+def test_the_number_of_processes_changes_nothing(here, capsys, monkeypatch):
     monkeypatch.setattr(spool, "SEGMENT", 4000)
     with open("t.jsonl", "w") as file:
         for text in awkward(1500, seed=3):
@@ -353,6 +354,9 @@ def test_the_number_of_processes_changes_nothing(here, monkeypatch):
     for jobs in "123":
         assert main(["t.jsonl", "--out", jobs, "--jobs", jobs]) == 0
         found[jobs] = contents(jobs)
+        assert f" with {jobs} process" in capsys.readouterr().out
+    assert main(["t.jsonl", "--out", "many", "--jobs", "1000", "--max-documents", "5"]) == 0
+    assert "with 1 process\n" in capsys.readouterr().out
     assert found["1"] == found["2"] == found["3"] and len(found["1"]) == 4
 
 

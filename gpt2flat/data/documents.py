@@ -29,6 +29,7 @@ class Tally:
     """What was met on the way: documents, sources as {"name", "bytes", "sha256"}, what was left out and why."""
 
     documents: int = 0
+    now: str = ""  # the source that is being read
     read: int = 0  # bytes as they are stored
     sources: list[dict] = field(default_factory=list)
     unnamed: int = 0  # sources beyond the first thousands
@@ -79,6 +80,7 @@ class Counted:
 
 def documents_of(name: str, raw: Counted, reading: Reading, tally: Tally) -> Iterator[Document]:
     """The documents in the bytes of a source, by its name; counted in `tally` when all were read."""
+    tally.now = name
     form = reading.form if reading.form != "auto" else "jsonl" if suffix(name) in LINES else "text"
     yield from (_lines if form == "jsonl" else _text)(name, _blocks(name, raw), reading, tally)
     tally.finish(name, raw.size, raw.sha256.hexdigest())

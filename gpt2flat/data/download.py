@@ -45,6 +45,11 @@ def fetch(url: str, path: Path, size: int | None, sha256: str | None, watch: Cal
             part.unlink()
             raise DataError(f"{url}: {problem}: it was changed there, or on its way")
         os.replace(part, path)
+    except DataError:
+        if part.exists() and not part.stat().st_size:
+            part.unlink()
+            _tag(part).unlink(missing_ok=True)
+        raise
     except OSError as problem:
         raise CheckpointError(
             f"{part}: cannot be written: {reason(problem)}: make room and start again to go on"

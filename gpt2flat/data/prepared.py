@@ -13,14 +13,14 @@ from itertools import chain
 from pathlib import Path
 
 from ..errors import CheckpointError, DataError, UsageError, reason
-from ..formats.files import write_atomically, write_stream_atomically
+from ..formats.files import remove_empty, write_atomically, write_stream_atomically
 from ..formats.lock import FolderLock
 from . import shards
 from .bpe import MOST_VOCAB
 from .documents import PIECE, Document, Reading, Tally
 from .shards import Part, Split
 from .sources import Source, file_source
-from .spool import TOKENIZER, Spool, segments
+from .spool import SEGMENTS, TOKENIZER, Spool, segments
 from .tokenizer import Tokenizer, make_tokenizer
 
 BUSY = "preparing it: wait for its end, or give this one another --name"
@@ -63,7 +63,10 @@ def prepare(order: Order, watch: Watch = lambda stage, tally: None) -> dict:
         told = _make(order, work, watch)
         shutil.rmtree(work, ignore_errors=True)
     finally:
+        if not any(work.glob(SEGMENTS)):  # nothing that another attempt could take over
+            shutil.rmtree(work, ignore_errors=True)
         lock.remove()
+        remove_empty(order.folder)
     return told
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError, DataError, UsageError, reason
 from ..formats.choices import ChoiceLines, write_choices
-from ..formats.files import RegularFile, write_stream_atomically
+from ..formats.files import RegularFile, remove_empty, write_stream_atomically
 from .documents import PIECE, Counted, Document, Reading, Tally, documents_of
 from .download import fetch
 from .shards import SHARD, Split
@@ -115,6 +115,7 @@ def _stories(path) -> tuple[list[Source], list[Source]]:
 
 
 def _told(path: Path, index: int, reading: Reading, tally: Tally) -> Iterator[Document]:
+    tally.now = str(path)
     with RegularFile(path, DataError) as file:
         if file.size > MOST_STORIES:
             raise DataError(f"{path}: has {file.size} bytes, expected at most {MOST_STORIES}")
@@ -198,7 +199,10 @@ def locate(known: Known, origin: str | None, folder: Path, watch: Callable[[int]
         return None
     name = known.file.name
     url = origin if origin and origin.endswith(f"/{name}") else f"{origin.rstrip('/')}/{name}" if origin else known.file.url
-    fetch(url, folder / name, known.file.size, known.file.sha256, watch)
+    try:
+        fetch(url, folder / name, known.file.size, known.file.sha256, watch)
+    finally:
+        remove_empty(folder, folder.parent)
     return folder / name
 
 
@@ -211,8 +215,11 @@ def write_questions(path: Path, folder: Path) -> tuple[Path, int]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise CheckpointError(f"{folder}: cannot be made: {reason(problem)}") from None
-    with ChoiceLines(path, 1 << 16, Tokenizer.gpt2().encode) as questions:
-        return out, write_choices(out, questions)
+    try:
+        with ChoiceLines(path, 1 << 16, Tokenizer.gpt2().encode) as questions:
+            return out, write_choices(out, questions)
+    finally:
+        remove_empty(folder)
 
 
 def surprise(known: Known, report: dict) -> str:

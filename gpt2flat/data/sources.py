@@ -108,7 +108,7 @@ def _open_hub(name: str, reading: Reading, tally: Tally) -> Iterator[Document]:
     path, _, config = whole.partition(":")
     try:
         rows = datasets.load_dataset(path, config or None, split=part or "train", streaming=True)
-        size = 0
+        size, tally.now = 0, f"{HUB}{name}"
         for number, row in enumerate(rows):
             text, problem = value(row, reading.field)
             if problem:

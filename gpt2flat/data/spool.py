@@ -28,6 +28,7 @@ from .tokenizer import Tokenizer
 
 SEGMENT = 1 << 22  # characters; a process holds a few dozen bytes for each
 TOKENIZER = "tokenizer.bin"
+SEGMENTS = "*-*-*.bin"  # side, number, key
 
 
 @dataclass
@@ -61,7 +62,7 @@ def segments(documents: Iterable[Document], tally: Tally, most: int | None = Non
                 yield Segment(texts, starts)
                 texts, starts, held = [], [], 0
         if first:
-            tally.skip("an empty document", f"behind document {tally.documents}")
+            tally.skip("an empty document", f"{tally.now}, behind document {tally.documents}")
             continue
         tally.documents += 1
         taken += 1

@@ -232,6 +232,13 @@ def write_stream_atomically(path, buffers: Iterable, ops: FileOps = DISK) -> Non
                 ops.unlink(temporary)  # gone already when the rename went through
 
 
+def remove_empty(*folders) -> None:
+    """Takes away those of the folders that hold nothing, one after the other."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+
+
 def past_cache(fd: int, wanted: bool) -> bool:
     """Whether an open file changed to be read and written past the page cache (O_DIRECT), or back. Not every system and
     file system can; what is not aligned to its blocks is refused then with EINVAL."""
