@@ -108,13 +108,14 @@ def body(argv: list[str]) -> None:
     sets = [*filter(None, named.values()), *tasks_of(args)]
     if args.limit is not None and all(isinstance(data, TextSet) for data in sets):
         raise UsageError(f"--limit {args.limit}: counts questions, and none are asked: --max-tokens is for texts")
-    for name in models:
-        find_shape(find_checkpoint(name))  # a mistake in the last name is told before the first model is measured
+    paths = {name: find_checkpoint(name) for name in models}
+    for path in paths.values():
+        find_shape(path)  # a mistake in the last model is told before the first one is measured
     columns: dict[str, Set] = {data.title: data for data in sets}
     results: dict[str, dict[str, dict]] = {}
     heats: list[Heat] = []
-    for name in models:
-        model, tokenizer, path = open_model(name, threads=args.threads, precision=args.precision, recompute=RECOMPUTE)
+    for name, path in paths.items():
+        model, tokenizer, _ = open_model(str(path), threads=args.threads, precision=args.precision, recompute=RECOMPUTE)
         for kept in args.weights:
             opened = Opened(name or str(path), model, tokenizer, path).packed(kept)
             results[opened.name] = {}
