@@ -143,6 +143,8 @@ def sampling_of(args) -> Sampling:
 def prompts_of(args) -> list[str]:
     if args.file:
         return read_prompts(args.file, args.jsonl)
+    if (args.prompt or []).count(STDIN) > 1:
+        raise UsageError(f"--prompt {STDIN} is there twice, and standard input can be read once only")
     return [read_text(STDIN) if text == STDIN else text for text in args.prompt or [""]]
 
 

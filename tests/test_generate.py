@@ -328,6 +328,7 @@ model.bin --greedy --temperature 1 | 2 | --greedy
 model.bin --beams 2 --top-k 3      | 2 | --beams
 model.bin --beams 2 --top-p 0      | 2 | --beams
 model.bin --beams 2 --n-best 3     | 2 | 3 best
+model.bin -p - -p -         | 2 | can be read once only
 model.bin --length-penalty 0       | 2 | --beams
 model.bin --n-best 3        | 2 | --beams
 model.bin --jsonl           | 2 | --file
