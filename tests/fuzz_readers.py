@@ -359,6 +359,6 @@ ELSEWHERE = {
     "sources._find": "test_prepare",
     "sources._open_hub": "test_prepare, test_sets",
     "sources.find_sources": "test_prepare",
-    "spool._result": "test_prepare",
+    "spool._workers": "test_prepare",
     "tokenizer.check_tokenizer": "test_prepare",
 } | FOREIGN_ELSEWHERE
