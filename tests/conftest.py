@@ -128,7 +128,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_runtest_setup(item):
     if hasattr(item.config, "workerinput") and is_beside(item.nodeid) and hasattr(os, "setpriority"):
-        os.setpriority(os.PRIO_PROCESS, 0, STEP_BACK)
+        os.setpriority(os.PRIO_PROCESS, 0, max(STEP_BACK, os.getpriority(os.PRIO_PROCESS, 0)))
 
 
 def order(item) -> int:
