@@ -174,8 +174,6 @@ def write(args, model, tokenizer: Tokenizer | None, prompts: list[str]) -> None:
     else:
         tokens = stream.stream(model, ids, args.max_tokens, sampling, each, args.seed, texts.ends, args.batch, log_probs=args.json,
                                decoder=decoder)  # fmt: skip
-    if tokenizer is None and not args.json:
-        print("note: no tokenizer is beside these weights, so ids are written in place of text", file=sys.stderr)
     seen = [valid(prompt) for prompt in prompts]  # as the model saw them
     tokens, times = timed(tokens)
     parts = show.as_json(tokens, texts, seen, each, eot) if args.json else show.as_text(tokens, texts, seen, each)

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from made_runs import make_run, peaked_model
 
-from gpt2flat import Model
+from gpt2flat import GPT2Config, Model
 from gpt2flat.data.tokenizer import Tokenizer
 from gpt2flat.generate import READERS
 from gpt2flat.generation.cache import Cache
