@@ -36,7 +36,7 @@ NEEDS = {
 BESIDE = ("test_kernels.py", "test_misuse.py", "test_guard_pages.py", "test_build.py", "test_faults.py", "test_fuzz.py")
 BEHIND = {f"test_{name}.py" for name in ("bench", "bench_step", "decoder", "dropout", "install", "lifetimes", "model", "openmp",
           "order_of_sums", "packed", "process", "stored_parity", "team", "twins")}  # fmt: skip
-STEP_BACK = 10  # nice: that process gets a tenth of a CPU that the other wants, so that teams of threads there do not wait for it
+STEP_BACK = 5  # nice: that process gets a quarter of a CPU that the other wants, so teams of threads there wait little for it
 
 FULL = "takes minutes or tools that few machines have; run by pytest --full"
 
