@@ -230,7 +230,7 @@ C_FAULTS = [
         ("int8: halves of a block of x swapped", "v16_to_int8(to + 64, v16_max(v16_round(v16_mul(hi, by))", "v16_to_int8(to + 64, v16_max(v16_round(v16_mul(lo, by))"),
         ("int8: small x is divided by", "#define LEAST_SIZE 1e-36f", "#define LEAST_SIZE 0.0f"),
         ("int8: sums start without half of x", "n16_dot(n16_dot(zero, each128, n16_load(x)), each128, n16_load(x + 16))", "n16_dot(zero, each128, n16_load(x))"),
-        ("int8: the rest of x is what was there", "memset(all, 0, sizeof all);", "memset(all, 1, sizeof all);"),
+        ("int8: the rest of x is what was there", "memset(all, 0, sizeof all);", "memset(all, 75, sizeof all);"),
         ("int8: scales before the sum is a float", "v16_fma(v16_mul(v16_of_n16(dot), w.scales), v16_load(x + X_SCALES), sum)",
          "v16_fma(v16_of_n16(dot), v16_mul(w.scales, v16_load(x + X_SCALES)), sum)"),
         ("int8: a row of the batch twice", "w[r], x + i * SUPER_X)", "w[r], x + i / 2 * 2 * SUPER_X)"),
