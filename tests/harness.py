@@ -47,6 +47,8 @@ EDGES = {
     "gelu_linear": (*PRODUCTS, dict(N=1540, C=9, OC=20)),
     "attention": (dict(B=1, T=261, NH=2, KVH=1, HS=20), dict(B=1, T=385, NH=1, KVH=1, HS=7)),
     "attention_standard": (dict(B=1, T=261, NH=2, KVH=1, HS=20),),
+    "decode_linear": (dict(B=5, C=785, OC=50, W=packed_floats(785, 2), PACK=2), dict(B=6, C=800, OC=26, W=400, PACK=1)),
+    "decode_attention": (dict(B=5, S=400, NH=2, KVH=1, HS=20),),
     "classifier": (dict(N=8, C=20, V=200, Vp=256, R=3), dict(N=1030, C=5, V=30, Vp=32, R=1030)),
 }
 
