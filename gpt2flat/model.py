@@ -65,9 +65,8 @@ class Model:
         probabilities, embeddings and block outputs that forward_backward drops. trace: check every call's results; the first NaN
         or inf raises NonFiniteError that names kernel, layer and tensor. Raises CapacityError, UsageError, UnsupportedCPUError."""
         if not isinstance(config, gpt2.GPT2Config):
-            raise UsageError(
-                f"a model is made of a GPT2Config, not of {type(config).__name__}: Model.init takes names too"
-            )
+            found = type(config).__name__
+            raise UsageError(f"a model is made of a GPT2Config, not of {found}: Model.init takes names too")
         if not isinstance(precision, str) or precision not in PRECISIONS:
             raise UsageError(f"precision {precision!r}: choose from {', '.join(PRECISIONS)}")
         require_number("recompute", recompute, 0, gpt2.RECOMPUTE + 1, whole=True)
@@ -231,9 +230,8 @@ class Model:
             ref = call.refs[arg.name]
             view = sections[ref.section].slot(ref.name, ref.slot)
             if not np.isfinite(view).all():
-                raise NonFiniteError(
-                    f"{call.where}: {arg.name} is not finite, the first tensor of the step that is not"
-                )
+                first = "the first tensor of the step that is not"
+                raise NonFiniteError(f"{call.where}: {arg.name} is not finite, {first}")
 
     def _put(self, tokens, targets=None, training: bool = False, dropout_key: int | None = None) -> Program:
         """Checks a batch, plans for its shape and copies it in; without a key nothing will be dropped. Raises KernelArgError,
@@ -312,9 +310,8 @@ class Model:
         return self._mean_loss()
 
     def _seed(self, scale: float) -> None:
-        self.dacts["losses"][:] = np.float32(
-            scale / self._counted
-        )  # rows whose target is -1 are left out by the kernel
+        # the kernel leaves out rows whose target is -1
+        self.dacts["losses"][:] = np.float32(scale / self._counted)
 
     # -- the update ----------------------------------------------------------------------------------------------------
 
