@@ -5,6 +5,7 @@ Each set is opened once and measured with every model; whether the model can rea
 import glob
 import itertools
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,7 +88,7 @@ class Set(Protocol):
     def facts(self, found: dict[str, object]) -> str: ...
 
 
-class TextSet:
+class TextSet(ABC):
     """Texts whose ids depend on the model's tokenizer, or token files, whose ids do not."""
 
     metrics = ("loss", "perplexity", "bits_per_byte")
@@ -95,9 +96,9 @@ class TextSet:
     def __init__(self, title: str):
         self.title = title
 
+    @abstractmethod
     def shards(self, opened: Opened) -> tuple[list[Shard], Tokenizer | None]:
         """The ids that the model is to read, and what they mean. Raises UsageError, DataError when it cannot."""
-        raise NotImplementedError
 
     def measure(self, opened: Opened, how: How, told: Callable[[int, int], None]) -> dict[str, object]:
         windows = how.windows(opened.model)
